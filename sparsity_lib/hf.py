@@ -1,0 +1,85 @@
+"""Sparse models as Hugging Face checkpoints: a "quantisation" method that transformers restores by itself.
+
+config.json carries {"quantization_config": {"quant_method": "sparsity_lib", "recipe": ...}}, the
+safetensors carry the plan's tensors under each block's `sparsity` child. Where this library was not
+imported, transformers warns about an unknown method and runs the model DENSE: import sparsity_lib
+first, or start `python -m sparsity_lib lm_eval ...`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from sparsity_lib.errors import SparsityError
+from sparsity_lib.recipe import Recipe
+
+if TYPE_CHECKING:
+    from sparsity_lib.plan import Plan
+
+METHOD = "sparsity_lib"
+
+
+@register_quantization_config(METHOD)
+class SparsityConfig(QuantizationConfigMixin):
+    """The recipe and where it was calibrated, as config.json keeps them."""
+
+    def __init__(self, recipe: dict[str, Any] | None = None, calibration: dict[str, Any] | None = None, **ignored) -> None:
+        self.quant_method = METHOD
+        self.recipe = recipe
+        self.calibration = calibration or {}
+
+
+@register_quantizer(METHOD)
+class SparsityQuantizer(HfQuantizer):
+    """Puts sparsifiers into a model before its weights are loaded, so that their tensors have a place."""
+
+    requires_calibration = True
+
+    def validate_environment(self, *args, **kwargs) -> None:
+        if self.quantization_config.recipe is None:
+            raise SparsityError("The checkpoint's config.json names this library but holds no recipe. Fix: save the sparse model again.")
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs) -> PreTrainedModel:
+        from sparsity_lib.install import install  # install needs this module: the import cannot be at the top
+        from sparsity_lib.plan import Plan
+
+        recipe = Recipe.from_json(self.quantization_config.recipe)
+        model._keep_in_fp32_modules_strict = set(model._keep_in_fp32_modules_strict or ()) | {"sparsity"}
+        plan = Plan.empty(recipe, model)
+        plan.calibration.update(self.quantization_config.calibration)
+        return install(model, plan)
+
+    def is_serializable(self, *args, **kwargs) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        return True
+
+
+def mark(model: nn.Module, plan: Plan) -> None:
+    """Make `save_pretrained` write the recipe. Models that carry a real quantisation keep theirs."""
+    config = getattr(model, "config", None)
+    if config is None or getattr(config, "quantization_config", None) is not None:
+        return
+    described = SparsityConfig(plan.recipe.to_json(), dict(plan.calibration))
+    config.quantization_config = described
+    model.hf_quantizer = SparsityQuantizer(described)
+
+
+def unmark(model: nn.Module) -> None:
+    """Undo `mark`."""
+    config = getattr(model, "config", None)
+    if isinstance(getattr(config, "quantization_config", None), SparsityConfig):
+        del config.quantization_config
+        model.hf_quantizer = None
+        model.is_quantized = False

@@ -1,0 +1,68 @@
+"""A language model as two halves: blocks that give hidden states, and a head applied to some of them.
+
+Gemma's logits are 262,144 wide: for 512 tokens they would take half a gigabyte, so nothing here
+ever holds more than `HEAD_CHUNK` rows of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparsity_lib.errors import SparsityError, refuse
+
+#: Rows of logits in memory at a time.
+HEAD_CHUNK = 128
+
+
+def check_ids(ids: Tensor) -> Tensor:
+    """Token ids as [sequences, tokens], or SparsityError."""
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32) or ids.numel() == 0:
+        shown = f"{type(ids).__name__} {tuple(getattr(ids, 'shape', ()))}"
+        raise refuse("ids", shown, "a LongTensor [sequences, tokens], not empty", "see assets.token_sequences")
+    return ids
+
+
+def hidden_states(model: nn.Module, ids: Tensor, **inputs) -> Tensor:
+    """Final hidden states [batch, tokens, hidden] of a causal language model, head left out."""
+    if model.get_output_embeddings() is None:
+        raise SparsityError(f"{type(model).__name__} has no language-model head. Fix: load it with AutoModelForCausalLM.")
+    return model.base_model(input_ids=ids, use_cache=False, **inputs).last_hidden_state
+
+
+def logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    """The head on hidden states [rows, hidden] -> float32 logits [rows, vocabulary]."""
+    found = model.get_output_embeddings()(hidden).float()
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return cap * torch.tanh(found / cap) if cap else found
+
+
+def chunks(rows: int, size: int = HEAD_CHUNK) -> Iterator[slice]:
+    """Slices that cover `rows` rows."""
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
+def backward_next_token_loss(model: nn.Module, ids: Tensor) -> float:
+    """Back-propagate the next-token loss, summed over tokens, through the blocks; returns it in nats.
+
+    The head is applied chunk by chunk and its gradient collected at the hidden states, so that
+    no more than HEAD_CHUNK rows of logits exist at a time.
+    """
+    hidden = hidden_states(model, ids)
+    top = hidden.detach()[:, :-1].flatten(0, 1)
+    targets = ids[:, 1:].flatten()
+    grad, total = torch.empty_like(top), 0.0
+    for piece in chunks(len(top)):
+        rows = top[piece].requires_grad_(True)
+        with torch.enable_grad():
+            loss = functional.cross_entropy(logits(model, rows), targets[piece], reduction="sum")
+        grad[piece] = torch.autograd.grad(loss, rows)[0]
+        total += float(loss.detach())
+    full = torch.zeros_like(hidden)
+    full[:, :-1] = grad.view(len(ids), -1, grad.shape[-1])
+    hidden.backward(full)
+    return total

@@ -1,0 +1,18 @@
+"""Every method of the book as a recipe: one short file a paper."""
+
+from sparsity_lib.methods.baselines import gate_topk, oracle, random
+from sparsity_lib.methods.cats import cats
+from sparsity_lib.methods.claws import VARIANTS, claws
+from sparsity_lib.methods.larosa import larosa
+
+#: name -> function(density) -> Recipe, for commands and notebooks that take a method by name.
+METHODS = {
+    "cats": cats,
+    "claws": claws,
+    "larosa": larosa,
+    "gate_topk": gate_topk,
+    "oracle": oracle,
+    "random": random,
+}
+
+__all__ = ["METHODS", "VARIANTS", "cats", "claws", "gate_topk", "larosa", "oracle", "random"]

@@ -1,0 +1,156 @@
+"""What every part of a recipe has in common: a name, checked parameters, JSON, and fitted tensors.
+
+A recipe is a sentence made of parts (transform, score, select, repair). A part is a frozen
+dataclass: its fields are plain data, so a recipe goes to JSON and back; whatever it learns from
+calibration text it returns as tensors, so a plan goes to safetensors and back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsity_lib.errors import SparsityError, refuse, unknown
+
+if TYPE_CHECKING:
+    from sparsity_lib.collectors import Collector
+    from sparsity_lib.sites import Site
+
+#: role -> kind -> class; filled by the `part` decorator.
+REGISTRY: dict[str, dict[str, type[Part]]] = {"transform": {}, "score": {}, "select": {}, "repair": {}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Base class of all parts. Subclasses add fields and the methods of their role."""
+
+    kind: ClassVar[str]
+    role: ClassVar[str]
+    #: Kinds of sites the part makes sense at; empty means any.
+    only_sites: ClassVar[frozenset[str]] = frozenset()
+
+    def check(self, site: Site) -> None:
+        """Raise SparsityError where the part cannot work at `site` (say, N:M on a width not divisible by M)."""
+
+    def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the tensors the part keeps for `site`; known before anything is fitted."""
+        return {}
+
+    def collector(self, site: Site) -> Collector | None:
+        """The statistic to stream over calibration text, or None if nothing is needed."""
+        return None
+
+    def fit(self, collector: Collector | None, site: Site) -> dict[str, Tensor]:
+        """Turn the streamed statistic into the tensors announced by `shapes`."""
+        return {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: {"kind": ..., field: value, ...}."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}
+
+    def key(self) -> str:
+        """A string equal for equal parts; used to share statistics between recipes."""
+        return f"{self.role}:{json.dumps(self.to_json(), sort_keys=True)}"
+
+
+class Transform(Part):
+    """x -> z and back. z is where scores are taken and entries are dropped."""
+
+    role = "transform"
+
+    def forward(self, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        return x
+
+    def inverse(self, z: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        return z
+
+    def gradient(self, grad: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """dL/dz from dL/dx, for scores that need gradients in the transformed basis."""
+        return grad
+
+    def weights_read(self, site: Site) -> int:
+        """Extra weights read per token if the transform is carried out at run time, not absorbed."""
+        return 0
+
+
+class Score(Part):
+    """z -> one number per entry, in float32; larger means kept first."""
+
+    role = "score"
+
+    def __call__(self, z: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+class Select(Part):
+    """scores -> boolean mask of the entries kept."""
+
+    role = "select"
+
+    def __call__(self, scores: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def kept(self, width: int) -> float:
+        """Share of entries kept by design, before anything is measured."""
+        raise NotImplementedError
+
+    def with_density(self, density: float) -> Select:
+        """The same selection at another density."""
+        return dataclasses.replace(self, density=density)  # type: ignore[call-arg]
+
+
+class Repair(Part):
+    """(kept z, original z, mask) -> z that makes up for what was dropped."""
+
+    role = "repair"
+
+    def __call__(self, kept: Tensor, z: Tensor, mask: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+def part(kind: str):
+    """Register a Part under the name it has in recipes."""
+
+    def register(cls: type[Part]) -> type[Part]:
+        if kind in REGISTRY[cls.role]:
+            raise SparsityError(f"{cls.role} {kind!r} is registered twice")
+        cls.kind = kind
+        REGISTRY[cls.role][kind] = cls
+        return cls
+
+    return register
+
+
+def from_json(role: str, data: object) -> Part:
+    """Build a part from its plain data, refusing unknown kinds and fields.
+
+    Raises
+    ------
+    SparsityError
+        Naming the kind or field that is unknown, or the value that is out of range.
+    """
+    if not isinstance(data, Mapping) or "kind" not in data:
+        raise refuse(role, data, 'an object with a "kind"', 'write {"kind": "..."}')
+    kinds = REGISTRY[role]
+    if data["kind"] not in kinds:
+        raise unknown(f"{role} kind", data["kind"], kinds)
+    cls = kinds[data["kind"]]
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    given = {name: value for name, value in data.items() if name != "kind"}
+    for name in given:
+        if name not in known:
+            raise unknown(f"parameter of {role} {data['kind']!r}", name, known)
+    missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in given]
+    if missing:
+        raise SparsityError(f"{role} {data['kind']!r} lacks the parameter {missing[0]!r}. Fix: give it a value.")
+    return cls(**given)
+
+
+def as_float32(x: Tensor) -> Tensor:
+    """Scores are compared in float32 whatever the model's dtype, so that bf16 ties are rare."""
+    return x if x.dtype == torch.float32 else x.float()

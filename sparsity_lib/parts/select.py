@@ -1,0 +1,98 @@
+"""Selections: from scores to the mask of entries that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsity_lib.checks import fraction
+from sparsity_lib.collectors import Collector, LogHistogram
+from sparsity_lib.errors import refuse
+from sparsity_lib.parts.base import Select, part
+from sparsity_lib.sites import Site
+
+
+@part("threshold")
+@dataclass(frozen=True)
+class Threshold(Select):
+    """Keep scores above t, the (1 - density)-quantile of scores on calibration text, one t a site.
+
+    CATS (arXiv 2404.08763), TEAL (2408.14690) and SCAP (2412.07174) all select so. The number kept
+    differs from token to token; only its mean is set.
+    """
+
+    density: float
+
+    def __post_init__(self) -> None:
+        fraction("density", self.density)
+
+    def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
+        return {"threshold": (1,)}
+
+    def collector(self, site: Site) -> Collector:
+        return LogHistogram()
+
+    def fit(self, collector: Collector, site: Site) -> dict[str, Tensor]:
+        if self.density == 1:
+            return {"threshold": torch.tensor([-1.0])}  # below every score: nothing is dropped
+        return {"threshold": torch.tensor([collector.quantile(1 - self.density)], dtype=torch.float32)}
+
+    def __call__(self, scores: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        return scores > tensors["threshold"]
+
+    def kept(self, width: int) -> float:
+        return self.density
+
+
+@part("topk")
+@dataclass(frozen=True)
+class TopK(Select):
+    """Keep exactly K = round(density * width) entries of every token, at least one.
+
+    Ties are broken by position (the lower channel index wins), so that the mask does not depend
+    on the machine's sort.
+    """
+
+    density: float
+
+    def __post_init__(self) -> None:
+        fraction("density", self.density)
+
+    def count(self, width: int) -> int:
+        """K for a site of this width."""
+        return max(1, round(self.density * width))
+
+    def __call__(self, scores: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        return exact_topk(scores, self.count(scores.shape[-1]))
+
+    def kept(self, width: int) -> float:
+        return self.count(width) / width
+
+
+def exact_topk(scores: Tensor, k: int) -> Tensor:
+    """Boolean mask of the k largest of the last axis; ties go to the lower index.
+
+    A NaN score ranks above every number, as in `torch.topk`, so broken inputs stay visible.
+    """
+    width = scores.shape[-1]
+    if not 0 <= k <= width:
+        raise refuse("k", k, f"a whole number in [0, {width}]")
+    if k == width:
+        return torch.ones_like(scores, dtype=torch.bool)
+    if k == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    values, places = scores.topk(k, dim=-1)
+    mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, places, True)
+    # Rows where the k-th value also occurs outside the mask are the only ones with a choice to make.
+    last = values[..., -1:]
+    tied_rows = ((scores == last) & ~mask).any(-1)
+    if tied_rows.any():
+        rows, bound = scores[tied_rows], last[tied_rows]
+        above = (rows > bound) | rows.isnan()
+        tied = rows == bound
+        room = k - above.sum(-1, keepdim=True)
+        mask[tied_rows] = above | (tied & (tied.cumsum(-1) <= room))
+    return mask

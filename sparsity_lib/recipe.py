@@ -1,0 +1,180 @@
+"""A recipe says what is done: plain data with a JSON round trip, fitted to no model yet.
+
+    at this SITE, after this TRANSFORM, rank the entries by this SCORE, SELECT some,
+    read only their weights, and REPAIR what was lost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparsity_lib.checks import fraction
+from sparsity_lib.errors import SparsityError, refuse, unknown
+from sparsity_lib.parts import from_json
+from sparsity_lib.parts.base import Repair, Score, Select, Transform
+from sparsity_lib.parts.scores import Magnitude
+from sparsity_lib.parts.transforms import Identity
+from sparsity_lib.sites import DOWN_IN, GATE, KINDS, Site, SiteMap
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What happens at one kind of site, in every block."""
+
+    site: str
+    select: Select
+    score: Score = Magnitude()
+    transform: Transform = Identity()
+    repair: tuple[Repair, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.site not in KINDS:
+            raise unknown("site", self.site, KINDS)
+        for name, role in (("select", Select), ("score", Score), ("transform", Transform)):
+            if not isinstance(getattr(self, name), role):
+                raise refuse(name, getattr(self, name), f"a {role.__name__} part")
+        for piece in self.parts():
+            if piece.only_sites and self.site not in piece.only_sites:
+                raise refuse(f"site of {piece.role} {piece.kind!r}", self.site, f"one of {sorted(piece.only_sites)}")
+
+    def parts(self) -> tuple:
+        """In the order in which they are fitted."""
+        return (self.transform, self.score, self.select, *self.repair)
+
+    def check(self, site: Site) -> None:
+        for piece in self.parts():
+            piece.check(site)
+
+    def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of all tensors the rule keeps at `site`."""
+        return {name: shape for piece in self.parts() for name, shape in piece.shapes(site).items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "site": self.site,
+            "transform": self.transform.to_json(),
+            "score": self.score.to_json(),
+            "select": self.select.to_json(),
+            "repair": [piece.to_json() for piece in self.repair],
+        }
+
+    @staticmethod
+    def from_json(data: object) -> Rule:
+        known = ("site", "transform", "score", "select", "repair")
+        if not isinstance(data, Mapping):
+            raise refuse("rule", data, f"an object with {', '.join(known)}")
+        for name in data:
+            if name not in known:
+                raise unknown("field of a rule", name, known)
+        if "site" not in data or "select" not in data:
+            raise SparsityError('A rule lacks its "site" or its "select". Fix: name both.')
+        return Rule(
+            site=data["site"],
+            select=from_json("select", data["select"]),
+            score=from_json("score", data.get("score", {"kind": "magnitude"})),
+            transform=from_json("transform", data.get("transform", {"kind": "identity"})),
+            repair=tuple(from_json("repair", piece) for piece in data.get("repair", ())),
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method: its rules, and the share of each sequence's tokens they apply to.
+
+    Parameters
+    ----------
+    method
+        The name shown in tables and figures ("claws").
+    rules
+        At most one for each kind of site.
+    token_share
+        The last `token_share` of every sequence is sparsified (1: all tokens, the book's default;
+        TEAL's own evaluation: 0.5). Tokens generated one at a time are always sparsified.
+    """
+
+    method: str
+    rules: tuple[Rule, ...]
+    token_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", tuple(self.rules))
+        if not isinstance(self.method, str) or not self.method:
+            raise refuse("method", self.method, "a name")
+        if not self.rules:
+            raise SparsityError("A recipe needs at least one rule. Fix: say what happens at which site.")
+        kinds = [rule.site for rule in self.rules]
+        for kind in set(kinds):
+            if kinds.count(kind) > 1:
+                raise SparsityError(f"The recipe has {kinds.count(kind)} rules for site {kind!r}. Fix: keep one.")
+        if GATE in kinds and DOWN_IN in kinds:
+            raise SparsityError(
+                "The recipe drops the down projection's inputs twice, by 'gate' and by 'down_in'. Fix: keep one of them."
+            )
+        fraction("token_share", self.token_share)
+
+    def with_density(self, density: float) -> Recipe:
+        """The same recipe with every selection at `density`."""
+        fraction("density", density)
+        return dataclasses.replace(
+            self, rules=tuple(dataclasses.replace(r, select=r.select.with_density(density)) for r in self.rules)
+        )
+
+    def skipped(self, sites: SiteMap, all_weights: int) -> float:
+        """Share of all weights this recipe leaves unread by design (measured shares: `account`).
+
+        All densities are taken as met exactly; `all_weights` is `accounting.weights_per_token`.
+        """
+        column: dict[str, float] = {}
+        row: dict[str, float] = {}
+        for rule in self.rules:
+            for site in sites.of_kind(rule.site):
+                density = rule.select.kept(site.width)
+                column.update(dict.fromkeys(site.column_readers, density))
+                row.update(dict.fromkeys(site.row_readers, density))
+        left = sum(linear.weights * (1 - column.get(linear.name, 1) * rows_read(linear, row)) for linear in sites.linears)
+        return left / all_weights
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "rules": [rule.to_json() for rule in self.rules],
+            "token_share": self.token_share,
+        }
+
+    def dumps(self) -> str:
+        return json.dumps(self.to_json(), sort_keys=True)
+
+    @staticmethod
+    def from_json(data: object) -> Recipe:
+        """Read a recipe from JSON text or from its plain data.
+
+        Raises
+        ------
+        SparsityError
+            If anything in it is unknown, missing or out of range.
+        """
+        if isinstance(data, (str, bytes)):
+            try:
+                data = json.loads(data)
+            except ValueError as error:
+                raise SparsityError(f"The recipe is not JSON: {error}.") from None
+        known = ("method", "rules", "token_share")
+        if not isinstance(data, Mapping):
+            raise refuse("recipe", data, f"an object with {', '.join(known)}")
+        for name in data:
+            if name not in known:
+                raise unknown("field of a recipe", name, known)
+        if not isinstance(data.get("rules"), (list, tuple)):
+            raise refuse("rules", data.get("rules"), "a list of rules")
+        rules = tuple(Rule.from_json(rule) for rule in data["rules"])
+        return Recipe(data.get("method", ""), rules, data.get("token_share", 1.0))
+
+
+def rows_read(linear, row: Mapping[str, float]) -> float:
+    """Share of a linear's rows read, where only the up half of a fused gate-and-up matrix can be skipped."""
+    density = row.get(linear.name, 1.0)
+    return (1 + density) / 2 if linear.role == "gate_up" else density
