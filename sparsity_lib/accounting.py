@@ -23,7 +23,7 @@ from sparsity_lib.errors import SparsityError
 from sparsity_lib.install import installed_on
 from sparsity_lib.progress import track
 from sparsity_lib.recipe import rows_read
-from sparsity_lib.sites import Linear, find_sites, is_experts
+from sparsity_lib.sites import Linear, is_experts
 
 
 def weights_per_token(model: nn.Module) -> int:

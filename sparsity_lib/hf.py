@@ -69,7 +69,8 @@ class SparsityQuantizer(HfQuantizer):
 def mark(model: nn.Module, plan: Plan) -> None:
     """Make `save_pretrained` write the recipe. Models that carry a real quantisation keep theirs."""
     config = getattr(model, "config", None)
-    if config is None or getattr(config, "quantization_config", None) is not None:
+    present = getattr(config, "quantization_config", None)
+    if config is None or not (present is None or isinstance(present, SparsityConfig)):
         return
     described = SparsityConfig(plan.recipe.to_json(), dict(plan.calibration))
     config.quantization_config = described

@@ -161,7 +161,8 @@ def split_assignments(text: str) -> list[str]:
     starts = [match.start(1) for match in _ASSIGNMENT.finditer(text)]
     if text.strip() and (not starts or text[: starts[0]].strip()):
         raise SparsityError(f"cannot read {text.strip()!r}: expected name=value pairs, as in 'density=0.3'.")
-    return [text[start:end].strip() for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
+    ends = [*starts[1:], len(text)]
+    return [text[start:end].strip() for start, end in zip(starts, ends, strict=False)]
 
 
 def read_assignments(pairs: list[str], known: dict[str, Parameter]) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def _json(value: Any, what: str) -> str:
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
-        raise SparsityError(f"{what} cannot be stored: {error}. Fix: only finite numbers, texts, lists, dicts.") from None
+        fix = "keep to finite numbers, texts, lists and dicts"
+        raise SparsityError(f"{what} cannot be stored: {error}. Fix: {fix}.") from None
 
 
 def _plain(value: Any) -> Any:

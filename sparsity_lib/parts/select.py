@@ -84,10 +84,10 @@ def exact_topk(scores: Tensor, k: int) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     if k == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    values, places = scores.topk(k, dim=-1)
+    values, places = scores.topk(k, dim=-1, sorted=False)
     mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, places, True)
     # Rows where the k-th value also occurs outside the mask are the only ones with a choice to make.
-    last = values[..., -1:]
+    last = values.amin(-1, keepdim=True)
     tied_rows = ((scores == last) & ~mask).any(-1)
     if tied_rows.any():
         rows, bound = scores[tied_rows], last[tied_rows]

@@ -1,0 +1,154 @@
+"""How far a sparse model is from its dense self: perplexity, and KL(dense || sparse) per token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparsity_lib import lm
+from sparsity_lib.checks import count
+from sparsity_lib.errors import SparsityError
+from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
+from sparsity_lib.install import installed, installed_on
+from sparsity_lib.plan import Plan
+from sparsity_lib.progress import bar
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Sums over each sequence's predicted tokens; nats.
+
+    nll[i] = -sum_t log p(x_t | x_<t), kl[i] = sum_t KL(dense || this), agree[i] = how often both put the same
+    token first.
+    """
+
+    nll: tuple[float, ...]
+    kl: tuple[float, ...]
+    agree: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    def perplexity(self) -> Interval:
+        """exp of the mean loss, with its interval over sequences."""
+        return ratio_interval(self.nll, self.tokens, transform=np.exp)
+
+    def divergence(self) -> Interval:
+        """Mean KL(dense || this) in nats per token, with its interval over sequences."""
+        return ratio_interval(self.kl, self.tokens)
+
+    def agreement(self) -> Interval:
+        """Share of tokens for which dense and sparse model predict the same next token."""
+        return ratio_interval(self.agree, self.tokens)
+
+    def to_json(self) -> dict:
+        return {name: list(values) for name, values in asdict(self).items()}
+
+    @staticmethod
+    def from_json(data: Mapping) -> Quality:
+        return Quality(*(tuple(data[name]) for name in ("nll", "kl", "agree", "tokens")))
+
+
+def difference(a: Quality, b: Quality, what: str = "kl") -> Interval:
+    """Paired interval of a - b: mean KL ("kl", nats) or mean loss ("nll", nats) per token, same sequences resampled."""
+    if what not in ("kl", "nll"):
+        raise SparsityError(f"what = {what!r} is unknown: expected kl or nll.")
+    if a.tokens != b.tokens:
+        raise SparsityError("Two results can be paired only if they saw the same sequences.")
+    return ratio_interval(np.subtract(getattr(a, what), getattr(b, what)), a.tokens)
+
+
+def evaluate(
+    model: nn.Module, plans: Mapping[str, Plan | None], ids: Tensor, *, batch_size: int = 1, every: int = 1
+) -> dict[str, Quality]:
+    """Perplexity and divergence of several plans on one dense model and one text.
+
+    Hidden states of all plans are taken first (they are small), then the head runs chunk by chunk, so that the
+    dense logits are computed once and no more than `lm.HEAD_CHUNK` rows of each are in memory.
+
+    Parameters
+    ----------
+    model
+        Dense; each plan is installed in turn and removed again.
+    plans
+        name -> plan; None is the dense model. "dense" is added if it is missing.
+    ids
+        Token ids [sequences, tokens].
+    every
+        Predict only every n-th token of each sequence (wide heads are costly); all methods use the same.
+
+    Raises
+    ------
+    SparsityError
+        If the model is sparse already, or ids are not [sequences, tokens >= 2].
+    """
+    if installed_on(model) is not None:
+        raise SparsityError("The model to compare with is sparse itself. Fix: uninstall(model) first.")
+    ids = lm.check_ids(ids)
+    if ids.shape[1] < 2:
+        raise SparsityError("Sequences of one token predict nothing. Fix: at least two tokens each.")
+    count("every", every)
+    plans = {"dense": None, **plans}
+    places = torch.arange(0, ids.shape[1] - 1, every)
+    steps = len(plans) * len(ids.split(batch_size))
+    with bar(total=steps, desc="running sparse models", unit="batch") as progress:
+        hidden = {}
+        for name, plan in plans.items():
+            hidden[name] = _hidden(model, plan, ids, places, batch_size, progress)
+    return _compare(model, hidden, ids[:, 1:][:, places])
+
+
+def evaluate_pair(dense: nn.Module, other: nn.Module, plan: Plan | None, ids: Tensor, *, every: int = 1) -> Quality:
+    """Quality of another model (say, with LoRA merged) under `plan`, against `dense`; both share one vocabulary and head.
+
+    The head must be the same because both models' hidden states go through `dense`'s: adapters sit on blocks only.
+    """
+    ids = lm.check_ids(ids)
+    head, own = (m.get_output_embeddings().weight for m in (dense, other))
+    if head.shape != own.shape or not torch.allclose(head.float(), own.float(), rtol=1e-2, atol=1e-3):
+        raise SparsityError("The two models have different heads. Fix: compare models that differ in their blocks only.")
+    places = torch.arange(0, ids.shape[1] - 1, count("every", every))
+    with bar(total=2 * len(ids), desc="running both models", unit="batch") as progress:
+        hidden = {
+            "dense": _hidden(dense, None, ids, places, 1, progress),
+            "other": _hidden(other, plan, ids, places, 1, progress).to(head.dtype),
+        }
+    return _compare(dense, hidden, ids[:, 1:][:, places])["other"]
+
+
+@torch.no_grad()
+def _hidden(model, plan, ids, places, batch_size, progress) -> Tensor:
+    device, found = next(model.parameters()).device, []
+    with installed(model, plan):
+        for batch in ids.split(batch_size):
+            found.append(lm.hidden_states(model, batch.to(device))[:, places])
+            progress.update(1)
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def _compare(model: nn.Module, hidden: Mapping[str, Tensor], targets: Tensor) -> dict[str, Quality]:
+    sequences, predicted = targets.shape
+    rows = {name: h.flatten(0, 1) for name, h in hidden.items()}
+    flat = targets.flatten().to(next(iter(rows.values())).device)
+    sums = {name: torch.zeros(3, sequences * predicted, dtype=torch.float64) for name in hidden}
+    pieces = list(lm.chunks(len(flat)))
+    with bar(total=len(pieces), desc="comparing predictions", unit="chunk") as progress:
+        for piece in pieces:
+            dense = functional.log_softmax(lm.logits(model, rows["dense"][piece]), dim=-1)
+            chance, best = dense.exp(), dense.argmax(-1)
+            for name in hidden:
+                own = dense if name == "dense" else functional.log_softmax(lm.logits(model, rows[name][piece]), dim=-1)
+                sums[name][0, piece] = -own.gather(-1, flat[piece, None])[:, 0].double().cpu()
+                if name != "dense":
+                    sums[name][1, piece] = (chance * (dense - own)).sum(-1).double().cpu()
+                sums[name][2, piece] = (own.argmax(-1) == best).double().cpu()
+            progress.update(1)
+    found = {}
+    for name, total in sums.items():
+        nll, kl, agree = total.view(3, sequences, predicted).sum(-1).tolist()
+        found[name] = Quality(tuple(nll), tuple(kl), tuple(agree), (predicted,) * sequences)
+    return found

@@ -1,0 +1,10 @@
+"""The full-size runs behind the book's tables and figures, by the name of the file they write to results/."""
+
+from sparsity_lib.experiments import claws_benchmarks, claws_lora, claws_stability, claws_sweep
+
+EXPERIMENTS = {
+    "claws_sweep": claws_sweep.run,
+    "claws_benchmarks": claws_benchmarks.run,
+    "claws_lora": claws_lora.run,
+    "claws_stability": claws_stability.run,
+}

@@ -1,0 +1,55 @@
+"""Density sweep: perplexity and KL of every gate-side score, LaRoSA at an equal share of weights skipped, bound and floor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparsity_lib.accounting import account
+from sparsity_lib.assets import load_model
+from sparsity_lib.evaluate.quality import evaluate
+from sparsity_lib.experiments import common
+from sparsity_lib.install import installed
+
+METHODS = (
+    "cats", "gate_topk", "claws", "claws_fisher_skip_first", "claws_mean", "claws_median", "claws_sqrt",
+    "larosa", "oracle", "random",
+)
+#: 32 sequences of 256 tokens; for Gemma's head of 262,144 tokens every 2nd token is predicted.
+TEXT = {"sequences": 32, "length": 256}
+EVERY = {"smollm2-135m-instruct": 1, "gemma3-270m": 2}
+DTYPE = "float32"
+
+
+def run(checkpoint) -> tuple[Any, dict, list[int]]:
+    """One item a model and method: its quality and weights skipped at all densities."""
+    data: dict[str, Any] = {}
+    for name in common.MODELS:
+        loaded: dict[str, Any] = {}
+        for method in METHODS:
+            params = {
+                "model": name, "method": method, "densities": common.DENSITIES, "text": TEXT, "every": EVERY[name],
+                "dtype": DTYPE, "calibration": common.CALIBRATION,
+            }
+            data.setdefault(name, {})[method] = checkpoint.item(params, lambda: _sweep(loaded, params))
+            print(f"{name} {method} done", flush=True)
+    return data, {"methods": METHODS, "densities": common.DENSITIES, "text": TEXT, "every": EVERY, "dtype": DTYPE,
+                  "calibration": common.CALIBRATION}, [0]
+
+
+def _sweep(loaded: dict, params: dict) -> dict:
+    if not loaded:
+        model, tokenizer = load_model(params["model"], dtype=common.dtype_named(params["dtype"]))
+        loaded.update(model=model, tokenizer=tokenizer, ids=common.evaluation_ids(tokenizer, **params["text"]))
+    model, tokenizer, ids = loaded["model"], loaded["tokenizer"], loaded["ids"]
+    method = params["method"]
+    plans = common.fit_methods(model, tokenizer, [method], params["densities"])
+    found = evaluate(model, {str(d): plans[method, d] for d in params["densities"]}, ids, every=params["every"])
+    shares = {}
+    for density in params["densities"]:
+        with installed(model, plans[method, density]):
+            counted = account(model, ids=ids[:4])
+        shares[str(density)] = {
+            "skipped": counted.skipped, "ffn": counted.paper_counts["ffn"], "sites": counted.site_sparsity,
+            "transform_weights": counted.transform_weights, "dense_weights": counted.dense_weights,
+        }
+    return {"quality": {d: q.to_json() for d, q in found.items()}, "shares": shares}

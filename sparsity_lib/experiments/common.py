@@ -1,0 +1,73 @@
+"""What the CLAWS chapter's live runs and full-size runs share: the models, the methods, the texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparsity_lib.assets import token_sequences
+from sparsity_lib.fit import fit_many
+from sparsity_lib.methods import METHODS, VARIANTS, claws
+from sparsity_lib.methods.larosa import density_for_share, larosa
+from sparsity_lib.plan import Plan
+from sparsity_lib.recipe import Recipe
+
+MODELS = ("smollm2-135m-instruct", "gemma3-270m")
+DENSITIES = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+#: Calibration: 16 sequences of 512 tokens from all calibration sources, the same for every method.
+CALIBRATION = {"tokens": 8192, "length": 512, "seed": 0}
+
+
+def recipe_at(method: str, density: float, model: nn.Module) -> Recipe:
+    """A method at an FFN density; LaRoSA at the density that skips the same share of all weights as a gate-site method.
+
+    `method` is a name of METHODS, "claws_VARIANT", or "larosa_coefficients" for the release's 0.8 and 1.2.
+    """
+    if method.startswith("claws_"):
+        return claws(density, variant=method.removeprefix("claws_"))
+    if not method.startswith("larosa"):
+        return METHODS[method](density)
+    weights = {"inputs": 0.8, "outputs": 1.2} if method == "larosa_coefficients" else {}
+    share = skipped_by_gate(model, density)
+    matched = density_for_share(lambda d: larosa(d, **weights), model, share)
+    return larosa(matched, **weights)
+
+
+def skipped_by_gate(model: nn.Module, density: float) -> float:
+    """Share of all weights that a gate-site method skips at an FFN density."""
+    from sparsity_lib.accounting import weights_per_token
+    from sparsity_lib.sites import find_sites
+
+    return claws(density).skipped(find_sites(model), weights_per_token(model))
+
+
+def fit_methods(
+    model: nn.Module, tokenizer, methods: Sequence[str], densities: Sequence[float], **calibration
+) -> dict[tuple[str, float], Plan]:
+    """Fit every method at every density in shared passes over one calibration text."""
+    wanted = [(method, density) for method in methods for density in densities]
+    recipes = [recipe_at(method, density, model) for method, density in wanted]
+    return dict(zip(wanted, fit_many(recipes, model, tokenizer, **{**CALIBRATION, **calibration}), strict=True))
+
+
+def evaluation_ids(tokenizer, sequences: int, length: int, seed: int = 0) -> Tensor:
+    """Evaluation text as [sequences, length]."""
+    return token_sequences(tokenizer, "evaluation", tokens=sequences * length, length=length, seed=seed)
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """float32 or bfloat16 by name."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def describe(plan: Plan) -> Mapping:
+    """What identifies a fitted plan in a checkpoint item."""
+    return {"recipe": plan.recipe.to_json(), "calibration": dict(plan.calibration)}
+
+
+__all__ = [
+    "CALIBRATION", "DENSITIES", "MODELS", "VARIANTS", "describe", "dtype_named", "evaluation_ids", "fit_methods",
+    "recipe_at", "skipped_by_gate",
+]

@@ -1,0 +1,160 @@
+"""LoRA recovery: low-rank adapters trained while the masks are on, by one recipe for every method.
+
+The teacher is the same model, dense and without adapters; the loss is KL(teacher || student) on training
+text, so no label of any benchmark is used. The masks follow the live gate activations: no gradient flows
+through a dropped entry, and saliencies or thresholds stay as calibrated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparsity_lib import lm
+from sparsity_lib.checks import count, positive
+from sparsity_lib.errors import SparsityError
+from sparsity_lib.install import install, installed_on, uninstall
+from sparsity_lib.plan import Plan
+from sparsity_lib.progress import bar
+from sparsity_lib.sites import GATE, find_sites
+
+
+@dataclass(frozen=True)
+class LoraRecipe:
+    """One training recipe, the same for all methods it compares.
+
+    Adapters of `rank` (scaled by alpha / rank) sit on all linears of the blocks. AdamW, linear warm-up over a tenth
+    of the steps and cosine decay to zero.
+    """
+
+    steps: int = 60
+    sequences: int = 4
+    length: int = 256
+    rank: int = 16
+    alpha: float = 32.0
+    learning_rate: float = 5e-4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "sequences", "rank"):
+            count(name, getattr(self, name))
+        count("length", self.length, minimum=2)
+        count("seed", self.seed, minimum=0)
+        positive("learning_rate", self.learning_rate)
+        positive("alpha", self.alpha)
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens seen."""
+        return self.steps * self.sequences * self.length
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+def recover(model: nn.Module, plan: Plan, recipe: LoraRecipe, ids: Tensor) -> tuple[nn.Module, list[float]]:
+    """Train adapters under `plan`'s masks and merge them; returns the merged dense weights' model and the losses.
+
+    Parameters
+    ----------
+    model
+        Dense; changed in place: its linears get the merged adapters. `install(model, plan)` makes it sparse again.
+    ids
+        Training text, token ids [sequences >= steps * recipe.sequences, tokens].
+
+    Raises
+    ------
+    SparsityError
+        If the plan works on linear inputs (adapters beside a masked linear would see unmasked inputs, and merging
+        would change the function), the model is sparse already, or there is too little text.
+    """
+    if installed_on(model) is not None:
+        raise SparsityError("Recovery starts from the dense model. Fix: uninstall(model) first.")
+    if any(rule.site != GATE for rule in plan.recipe.rules):
+        raise SparsityError(f"LoRA recovery works on gate-site recipes, not on {plan.recipe.method!r}. Fix: use cats or claws.")
+    needed = recipe.steps * recipe.sequences
+    if len(lm.check_ids(ids)) < needed:
+        raise SparsityError(f"{len(ids)} training sequences are too few: the recipe needs {needed}. Fix: fewer steps or more text.")
+    torch.manual_seed(recipe.seed)
+    targets = [linear.name for linear in find_sites(model).linears]
+    install(model, plan)
+    adapted = get_peft_model(model, _config(recipe, targets))
+    try:
+        losses = _train(adapted, recipe, ids)
+        merged = adapted.merge_and_unload()
+    finally:
+        uninstall(model)
+    for parameter in merged.parameters():
+        parameter.requires_grad_(False)
+    return merged.eval(), losses
+
+
+def _config(recipe: LoraRecipe, targets: list[str]) -> LoraConfig:
+    return LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+
+
+def _train(adapted: PeftModel, recipe: LoraRecipe, ids: Tensor) -> list[float]:
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, recipe.steps))
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(recipe.seed))
+    losses = []
+    adapted.train()
+    with bar(total=recipe.tokens, desc="LoRA recovery", unit="token") as progress:
+        for step in range(recipe.steps):
+            batch = ids[order[step * recipe.sequences : (step + 1) * recipe.sequences]]
+            loss = _step(adapted, batch.to(trained[0].device))
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            schedule.step()
+            losses.append(loss)
+            progress.update(batch.numel())
+            progress.set_postfix(kl=f"{loss:.3f}")
+    return losses
+
+
+def _step(adapted: PeftModel, batch: Tensor) -> float:
+    """One batch forward and backward; returns KL(dense teacher || student), nats per token."""
+    model = adapted.get_base_model()
+    with torch.no_grad(), adapted.disable_adapter(), _masks_off(model):
+        teacher = lm.hidden_states(model, batch).flatten(0, 1)
+    student = lm.hidden_states(model, batch)
+    top, grad, total = student.detach().flatten(0, 1), torch.empty(student.flatten(0, 1).shape, dtype=student.dtype), 0.0
+    for piece in lm.chunks(len(top)):
+        rows = top[piece].requires_grad_(True)
+        target = functional.log_softmax(lm.logits(model, teacher[piece]), dim=-1)
+        own = functional.log_softmax(lm.logits(model, rows), dim=-1)
+        loss = functional.kl_div(own, target, log_target=True, reduction="sum") / len(top)
+        grad[piece] = torch.autograd.grad(loss, rows)[0]
+        total += float(loss.detach())
+    student.backward(grad.view_as(student))
+    if not math.isfinite(total):
+        raise SparsityError("The recovery loss is not finite. Fix: a smaller learning rate, or float32 weights.")
+    return total
+
+
+def _rate(step: int, steps: int) -> float:
+    warm = max(1, steps // 10)
+    return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+@contextmanager
+def _masks_off(model: nn.Module) -> Iterator[None]:
+    """Run the teacher: the same model with every sparsifier passing its input through."""
+    sparsifiers = installed_on(model).sparsifiers.values()
+    for sparsifier in sparsifiers:
+        sparsifier.enabled = False
+    try:
+        yield
+    finally:
+        for sparsifier in sparsifiers:
+            sparsifier.enabled = True

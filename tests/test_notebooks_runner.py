@@ -1,0 +1,139 @@
+"""run, refresh and the build's cache key, on small notebooks in a folder that looks like a checkout."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from sparsity_lib import notebooks, project, records
+from sparsity_lib.errors import SparsityError
+
+PARAMETERS = 'density: float = 0.5  # (0, 1] share\nname: str = "x"  # any text'
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    for folder in ("notebooks", "sparsity_lib", "results", "kernels"):
+        (tmp_path / folder).mkdir()
+    for file in ("_toc.yml", "pyproject.toml", "requirements.lock", "sparsity_lib/a.py"):
+        (tmp_path / file).write_text("one\n")
+    monkeypatch.setenv(project.SWITCH, str(tmp_path))
+    monkeypatch.delenv(records.SWITCH, raising=False)
+    return tmp_path
+
+
+def write(folder: Path, name: str, *cells: str) -> Path:
+    made = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
+    made += [nbformat.v4.new_code_cell(cell) for cell in cells]
+    for index, cell in enumerate(made):
+        cell["id"] = f"cell-{index}"
+    path = folder / "notebooks" / f"{name}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=made), path)
+    return path
+
+
+def test_run_changes_the_parameters_and_leaves_the_chapter_alone(checkout):
+    chapter = write(checkout, "demo", "from pathlib import Path\nprint(density * 2, name, Path.cwd().name)")
+    before = chapter.read_bytes()
+    path = notebooks.run("demo", ["density=0.3", "name=it's $HOME `x`"])
+    assert path.parent == checkout / "runs" and path.name.startswith("demo-")
+    texts = [output.text for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+    assert texts == ["0.6 it's $HOME `x` notebooks\n"]
+    assert chapter.read_bytes() == before
+    assert not list((checkout / "runs").glob("*.partial*"))
+    assert notebooks.run("demo", ["density=0.30", "name=it's $HOME `x`"]) == path
+
+
+@pytest.mark.parametrize(("name", "pair", "said"), [
+    ("dmo", "density=0.3", "did you mean 'demo'"), ("demo", "densitty=0.3", "did you mean 'density'"),
+    ("demo", "density=1.5", "(0, 1]"), ("../demo", "density=0.5", "unknown"),
+])
+def test_bad_input_is_refused_before_anything_runs(checkout, name, pair, said):
+    write(checkout, "demo", "open('../ran', 'w')")
+    with pytest.raises(SparsityError) as caught:
+        notebooks.run(name, [pair])
+    assert said in str(caught.value)
+    assert not (checkout / "ran").exists() and not (checkout / "runs").exists()
+
+
+def test_a_failing_run_keeps_only_a_partial_notebook(checkout, capsys):
+    write(checkout, "demo", "1 / 0")
+    assert notebooks.main(["run", "demo"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    (left,) = (checkout / "runs").glob("*.ipynb")
+    assert left.name.endswith(".partial.ipynb")
+
+
+def test_ctrl_c_keeps_only_a_partial_notebook_and_ends_the_kernel(checkout):
+    write(checkout, "demo", "import os\nopen('../pid', 'w').write(str(os.getpid()))\nimport time\ntime.sleep(100)")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sparsity_lib.notebooks", "run", "demo"], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pid = checkout / "pid"
+    for _ in range(600):
+        if pid.exists() and pid.read_text():
+            break
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in error
+    assert not [path for path in (checkout / "runs").glob("*.ipynb") if ".partial." not in path.name]
+    for _ in range(100):
+        if not Path(f"/proc/{pid.read_text()}").exists():
+            return
+        time.sleep(0.1)
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    pytest.fail("the kernel outlived its notebook")
+
+
+def test_refresh_is_repeatable_and_writes_the_record(checkout):
+    chapter = write(
+        checkout, "demo", "from sparsity_lib import report\nreport.start('demo')\nreport.glue_number('n', 0.25)",
+        "print(density)")
+    assert notebooks.main(["refresh", "demo"]) == 0
+    first = chapter.read_bytes()
+    assert notebooks.main(["refresh"]) == 0
+    assert chapter.read_bytes() == first
+    notebook = nbformat.reads(first.decode(), 4)
+    assert "version" not in notebook.metadata.language_info and "execution" not in notebook.cells[0].metadata
+    committed = records.read(checkout / "notebooks" / "records" / "demo.json")
+    assert committed["n"]["value"] == 0.25
+
+
+@pytest.mark.parametrize("cell", [
+    "raise RuntimeError('no')", "import os; print(os.getcwd())", "import os; os._exit(1)",
+])
+def test_refresh_leaves_a_failing_or_leaking_chapter_as_it_was(checkout, cell):
+    chapter = write(checkout, "demo", cell)
+    before = chapter.read_bytes()
+    assert notebooks.main(["refresh", "demo"]) == 1
+    assert chapter.read_bytes() == before
+    assert sorted(path.name for path in chapter.parent.iterdir()) == ["demo.ipynb"]
+
+
+def test_the_cache_is_dropped_exactly_when_code_or_results_change(checkout):
+    cache = checkout / notebooks.CACHE
+    notebooks.prune_cache()
+    for change in ("sparsity_lib/a.py", "kernels/k.cpp", "results/r.json", "requirements.lock"):
+        cache.mkdir(parents=True)
+        assert not notebooks.prune_cache() and cache.exists()
+        (checkout / change).write_text("two\n")
+        assert notebooks.prune_cache() and not cache.exists(), change
+    cache.mkdir()
+    (checkout / "notebooks" / "demo.ipynb").write_text(json.dumps({}))
+    (checkout / "sparsity_lib" / "__pycache__").mkdir()
+    (checkout / "sparsity_lib" / "__pycache__" / "a.pyc").write_text("x")
+    assert not notebooks.prune_cache()
+
+
+def test_outside_a_checkout_the_error_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv(project.SWITCH, str(tmp_path))
+    with pytest.raises(SparsityError, match="checkout"):
+        notebooks.names()

@@ -1,0 +1,170 @@
+"""The files around the library: lock, environment, chapters, book, and what must never be in them."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from sparsity_lib import notebooks, records
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def lock_lines() -> list[str]:
+    return [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and line[0] != "#"]
+
+
+def locked() -> dict[str, Requirement]:
+    return {wanted.name.lower().replace("_", "-"): wanted for wanted in map(Requirement, lock_lines())}
+
+
+def tool(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_lock_holds_exact_versions_of_everything_asked_for():
+    pins = locked()
+    for wanted in pins.values():
+        (clause,) = wanted.specifier
+        assert clause.operator == "==" and "+" not in clause.version and wanted.url is None, str(wanted)
+    asked = PROJECT["project"]["dependencies"] + sum(PROJECT["project"]["optional-dependencies"].values(), [])
+    for wanted in map(Requirement, asked):
+        pin = pins[wanted.name.lower().replace("_", "-")]
+        assert wanted.specifier.contains(next(iter(pin.specifier)).version), f"{pin} is outside {wanted}"
+    assert str(pins["torch"]) == "torch==2.13.0"
+    assert int(next(iter(pins["jupyter-book"].specifier)).version.split(".")[0]) == 1
+
+
+def test_the_environment_for_conda_equals_the_lock():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pip == lock_lines()
+    assert "python=3.11" in environment["dependencies"]
+
+
+def test_lock_tool_drops_local_builds_and_the_project_itself():
+    freeze = "torch==2.13.0+cpu\n-e git+ssh://x#egg=sparsity-lib\nsparsity-lib==0.1.0\nTriton==3\nattrs==1\n"
+    lines = tool("lock").pins(freeze)
+    assert lines[:2] == ["attrs==1", "torch==2.13.0"] and lines[2].startswith("Triton==3 ; ") and len(lines) == 3
+
+
+def test_the_kernels_folder_is_not_taken_for_the_public_package():
+    assert not list((ROOT / "kernels").glob("__init__*"))
+    code = (
+        "import importlib.util as u; s = u.find_spec('kernels'); "
+        "assert s is None or s.origin is None or 'site-packages' in s.origin, s; "
+        "from transformers.utils.import_utils import is_kernels_available as a; print(s is not None, a())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split()[-1] == "False"
+
+
+def test_citation_and_package_agree_on_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["project"]["version"]
+    assert citation["license"] == PROJECT["project"]["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text()[:200]
+
+
+def texts():
+    skipped = {".venv", ".git", "_build", "runs", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis"}
+    for path in ROOT.rglob("*"):
+        relative = path.relative_to(ROOT)
+        built = any(part in skipped or part.endswith("-info") for part in relative.parts)
+        if path.is_file() and not built:
+            try:
+                yield relative, path.read_text()
+            except UnicodeDecodeError:
+                continue
+
+
+def test_no_file_names_one_machine_or_a_package_registry():
+    parts = [("/", "work/"), ("/", "root/"), ("/", "opt/"), ("pypi", r"\.org"), ("python", "hosted")]
+    banned = re.compile("|".join(map("".join, parts)))  # in pieces, so that this file does not name them
+    found = [f"{path}: {match[0]}" for path, text in texts() if (match := banned.search(text))]
+    assert not found, found
+
+
+def test_every_page_of_the_table_of_contents_exists():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    pages = [toc["root"]] + [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    for page in pages:
+        assert any((ROOT / f"{page}{suffix}").exists() for suffix in (".md", ".ipynb")), page
+    assert {f"notebooks/{path.stem}" for path in NOTEBOOKS} <= set(pages)
+
+
+def test_the_readme_fits_one_screen():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 45
+
+
+def test_the_smoke_build_executes_nothing(tmp_path):
+    command = [sys.executable, ROOT / "tools" / "smoke_config.py", ROOT / "_config.yml", tmp_path / "new" / "c.yml"]
+    subprocess.run(command, check=True)
+    changed = yaml.safe_load((tmp_path / "new" / "c.yml").read_text())
+    original = yaml.safe_load((ROOT / "_config.yml").read_text())
+    assert changed["execute"].pop("execute_notebooks") == "off"
+    assert original["execute"].pop("execute_notebooks") == "cache"
+    assert changed == original and original["sphinx"]["config"]["nb_execution_raise_on_error"] is True
+
+
+def test_make_expands_nothing_in_what_a_user_passes(tmp_path):
+    mark = tmp_path / "ran"
+    evil = f"name=$(shell touch {mark}) `touch {mark}` $(touch {mark})"
+    command = ["make", "-C", ROOT, "-n", f"VENV={tmp_path / 'none'}"]
+    for variable, goal in (("P", "run"), ("NB", "run"), ("NB", "refresh"), ("R", "results")):
+        run = subprocess.run([*command, goal, f"{variable}={evil}"], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert "touch" not in run.stdout.replace("touch " + str(tmp_path / "none" / ".installed"), "")
+        assert not mark.exists()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestChapter:
+    """What every committed chapter keeps to."""
+
+    def test_it_is_executed_in_order_and_clean(self, path):
+        notebook = nbformat.read(path, 4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "make refresh"
+        assert sum(len(cell.outputs) for cell in code) > 3
+        for cell in code:
+            for output in cell.outputs:
+                assert output.output_type != "error" and output.get("name") != "stderr", output
+        notebooks.refuse_paths(notebook, path.name)
+        assert "version" not in notebook.metadata.language_info
+
+    def test_its_parameters_follow_the_grammar(self, path):
+        assert notebooks.parameters_of(path.stem)
+
+    def test_glued_tables_and_figures_are_pasted_and_described(self, path):
+        notebook = nbformat.read(path, 4)
+        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        for cell in notebook.cells:
+            names = {
+                output.metadata.scrapbook.name: "".join(output.data)
+                for output in cell.get("outputs", []) if "scrapbook" in output.get("metadata", {})
+            }
+            shown = [name for name, kinds in names.items() if "markdown" in kinds or "image" in kinds]
+            if shown:
+                assert "remove-output" in cell.metadata.get("tags", []), f"{shown}: tag the cell remove-output"
+            for name in shown:
+                assert re.search(rf"{{glue:(md|figure)}} {re.escape(name)}\b", prose), f"{name} is never pasted"
+        for block in re.findall(r":::\{glue:figure\}.*?\n(.*?):::", prose, re.DOTALL):
+            alt = re.search(r"^:alt: (.*)$", block, re.MULTILINE)
+            assert alt and len(alt[1]) >= 20 and ":name:" in block, f"needs :name: and a sentence of :alt:\n{block}"
+
+    def test_its_numbers_are_committed(self, path):
+        assert records.read(path.parent / "records" / f"{path.stem}.json")

@@ -1,0 +1,122 @@
+"""The result store: whole files, honest manifests, runs that resume."""
+
+import json
+import math
+import os
+
+import numpy
+import pytest
+
+from sparsity_lib import machine, project, results
+from sparsity_lib.errors import SparsityError
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    for folder in ("notebooks", "results", "sparsity_lib"):
+        (tmp_path / folder).mkdir()
+    for file in ("_toc.yml", "pyproject.toml"):
+        (tmp_path / file).write_text("")
+    monkeypatch.setenv(project.SWITCH, str(tmp_path))
+    return tmp_path
+
+
+def save(name="claws/sweep", data=None):
+    return results.save(name, data or {"ppl": numpy.float64(17.5), "mask": numpy.arange(3)}, params={"density": 0.5},
+                        seeds=[0, 1], command="make results R=claws/sweep", seconds=12.34)
+
+
+def test_round_trip_with_a_full_manifest(checkout):
+    path = save()
+    result = results.load("claws/sweep")
+    assert path == checkout / "results" / "claws" / "sweep.json"
+    assert result.data == {"ppl": 17.5, "mask": [0, 1, 2]} and results.names() == ["claws/sweep"]
+    manifest = result.manifest
+    assert manifest["seeds"] == [0, 1] and manifest["seconds"] == 12.3 and manifest["command"].startswith("make ")
+    assert set(machine.PACKAGES) < set(manifest["versions"]) and manifest["machine"]["cores"] >= 1
+    assert str(checkout) not in path.read_text()
+
+
+@pytest.mark.parametrize("data", [{"x": math.nan}, {"x": [math.inf]}, {"x": object()}, {"x": {1, 2}}])
+def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(checkout, data):
+    before = save().read_bytes()
+    with pytest.raises(SparsityError, match="cannot be stored"):
+        save(data=data)
+    assert (checkout / "results/claws/sweep.json").read_bytes() == before
+    assert len(list((checkout / "results/claws").iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["../up", "", "a b", "/abs", "a//b", "a.b"])
+def test_names_that_could_leave_the_folder_are_refused(checkout, name):
+    with pytest.raises(SparsityError, match="result name"):
+        save(name)
+
+
+def test_missing_and_damaged_results_name_the_command(checkout):
+    with pytest.raises(SparsityError, match="make results R=claws/swep"):
+        results.load("claws/swep")
+    save().write_text("{")
+    with pytest.raises(SparsityError, match="make results R=claws/sweep"):
+        results.load("claws/sweep")
+
+
+def test_a_full_disk_leaves_nothing_behind(checkout, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SparsityError, match="No space left"):
+        save()
+    assert list((checkout / "results/claws").iterdir()) == []
+
+
+def test_an_interrupted_experiment_resumes(checkout):
+    calls = []
+
+    def experiment(checkpoint, stop_at=None):
+        def measure(density):
+            if density == stop_at:
+                raise KeyboardInterrupt
+            calls.append(density)
+            return {"ppl": 10 / density}
+
+        data = [checkpoint.item({"density": d}, lambda d=d: measure(d)) for d in (0.7, 0.5, 0.3)]
+        return data, {"densities": [0.7, 0.5, 0.3]}, [0]
+
+    with pytest.raises(KeyboardInterrupt):
+        results.make("sweep", {"sweep": lambda checkpoint: experiment(checkpoint, stop_at=0.3)})
+    assert results.names() == [] and calls == [0.7, 0.5]
+    results.make("sweep", {"sweep": experiment})
+    assert calls == [0.7, 0.5, 0.3]
+    result = results.load("sweep")
+    assert result.data[1] == {"ppl": 20.0} and result.manifest["resumed_items"] == 2
+    assert not (checkout / "results/.partial/sweep").exists()
+
+
+def test_a_changed_library_shows_in_the_manifest(checkout):
+    def first(checkpoint):
+        checkpoint.item({"a": 1}, lambda: 1)
+        raise KeyboardInterrupt
+
+    def second(checkpoint):
+        return [checkpoint.item({"a": a}, lambda: 1) for a in (1, 2)], {}, []
+
+    with pytest.raises(KeyboardInterrupt):
+        results.make("x", {"x": first})
+    (checkout / "sparsity_lib" / "changed.py").write_text("")
+    results.make("x", {"x": second})
+    assert len(results.load("x").manifest["code"]) == 2
+
+
+def test_a_damaged_checkpoint_item_is_computed_again(checkout):
+    checkpoint = results.Checkpoint("x")
+    checkpoint.item({"a": 1}, lambda: 5)
+    (file,) = checkpoint.folder.iterdir()
+    file.write_text(json.dumps({"value": 1})[:-3])
+    assert checkpoint.item({"a": 1}, lambda: 6) == 6
+    assert checkpoint.item({"a": 1}, lambda: 7) == 6
+
+
+def test_unknown_results_are_refused_with_the_nearest(checkout):
+    with pytest.raises(SparsityError, match="did you mean 'sweep'"):
+        results.make("swep", {"sweep": lambda checkpoint: (1, {}, [])})
