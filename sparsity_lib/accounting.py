@@ -134,7 +134,7 @@ def account(model: nn.Module, tokenizer=None, *, ids: Tensor | None = None, toke
     if ids is None:
         if tokenizer is None:
             raise SparsityError("Counting needs text. Fix: account(model, tokenizer), or pass ids=.")
-        from sparsity_lib.assets import token_sequences  # the library's core works without the assets
+        from sparsity_lib.assets.texts import token_sequences  # the library's core works without the assets
 
         ids = token_sequences(tokenizer, "evaluation", tokens=tokens, length=length)
     return summarise(model, token_densities(model, ids))

@@ -133,7 +133,7 @@ def _calibration_ids(tokenizer, ids, tokens, length, source, seed) -> tuple[Tens
         return ids, {"source": "given", "tokens": ids.numel(), "length": ids.shape[1]}
     if tokenizer is None:
         raise SparsityError("Calibration text needs a tokenizer. Fix: fit(recipe, model, tokenizer), or pass ids=.")
-    from sparsity_lib.assets import token_sequences  # the library's core works without the assets
+    from sparsity_lib.assets.texts import token_sequences  # the library's core works without the assets
 
     count("tokens", tokens)
     count("length", length, minimum=2)
@@ -158,9 +158,12 @@ def _fit_step(model: nn.Module, stream: list, jobs: list[_Fitting], step: int) -
     if streams:
         names = sorted({job.current.role for job in jobs})
         _stream(model, stream, list(streams.values()), desc=f"calibrating {names[0]}")
-    for job, collector in zip(jobs, mine):
-        fitted = job.current.fit(collector, job.site)
-        job.tensors.update({name: t.to(_device(model)) for name, t in fitted.items()})
+    fitted: dict[str, dict[str, Tensor]] = {}
+    for job, collector in zip(jobs, mine, strict=True):
+        key = f"{job.stream_key()}|{job.current.key()}"  # equal parts on equal streams: fitted once, tensors shared
+        if key not in fitted:
+            fitted[key] = {n: t.to(_device(model)) for n, t in job.current.fit(collector, job.site).items()}
+        job.tensors.update(fitted[key])
 
 
 def _stream(model: nn.Module, stream: list, watched: list[list[tuple[_Fitting, Collector]]], desc: str) -> None:
@@ -212,7 +215,15 @@ def _run(model: nn.Module, batch: Tensor | Batch, needs_grad: bool) -> None:
             else:
                 model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
         return
-    # Parameters stay frozen: only the embeddings' output asks for gradients, so no weight gradient is made.
+    run_backward(model, batch)
+
+
+def run_backward(model: nn.Module, batch: Tensor | Batch) -> None:
+    """Forward and backward of the loss with gradients for activations only.
+
+    Parameters stay frozen: just the embeddings' output asks for gradients, so no weight gradient is made.
+    """
+    device = _device(model)
     entry = model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_(True))
     frozen = [(p, p.requires_grad) for p in model.parameters()]
     try:

@@ -91,8 +91,8 @@ def _papermill(source: Path, target: Path, given: dict[str, Any], records: Path)
     with _environment({PROGRESS: "0", RECORDS: str(records)}):
         try:
             papermill.execute_notebook(
-                str(source), str(target), parameters=given, kernel_name="python3", language="python", cwd=str(source.parent),
-                progress_bar=bar, execution_timeout=CELL_TIMEOUT,
+                str(source), str(target), parameters=given, kernel_name="python3", language="python",
+                cwd=str(source.parent), progress_bar=bar, execution_timeout=CELL_TIMEOUT,
             )
         except papermill.PapermillExecutionError as error:
             raise SparsityError(

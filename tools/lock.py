@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCK, CONDA = ROOT / "requirements.lock", ROOT / "environment.yml"
 ITSELF = "sparsity"
 #: Fixed by decision, not by the resolver: another torch would change kernels, numbers and download size.
-HELD = ["torch==2.13.0"]
+#: soupsieve: later ones need Python 3.11.5, and Debian's 3.11 is older.
+HELD = ["torch==2.13.0", "soupsieve<3.0.2"]
 MARKERS = {"triton": 'platform_system == "Linux" and platform_machine == "x86_64"'}
 HEAD = "# Exact versions for Python 3.11; written by `make lock`, not by hand.\n"
 CONDA_HEAD = """\
@@ -38,8 +39,8 @@ def pins(freeze: str) -> list[str]:
     lines = []
     for line in freeze.splitlines():
         name, equals, version = line.partition("==")
-        if not equals or name.lower().startswith(ITSELF):
-            continue  # the project itself, installed from its folder
+        if not equals or name.lower() == "pip" or name.lower().startswith(ITSELF):
+            continue  # the project itself, installed from its folder; pip is the user's own
         marker = MARKERS.get(name.lower())
         lines.append(f"{name}=={version.partition('+')[0]}" + (f" ; {marker}" if marker else ""))
     return sorted(lines, key=str.lower)
@@ -51,7 +52,7 @@ def resolve() -> str:
         python = Path(folder) / "bin" / "python"
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         subprocess.run([python, "-m", "pip", "install", f"{ROOT}[book,test]", *HELD], check=True)
-        return subprocess.run([python, "-m", "pip", "freeze"], check=True, capture_output=True, text=True).stdout
+        return subprocess.run([python, "-m", "pip", "freeze", "--all"], check=True, capture_output=True, text=True).stdout
 
 
 def conda(lock: str) -> str:

@@ -43,7 +43,7 @@ def convert_gguf(gguf: Path, asset: Asset, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, file = str(gguf.parent), gguf.name
-    with bar(3, f"converting {asset.name}", "step") as progress, _quiet():
+    with bar(3, f"converting {asset.name}", "step") as progress, quiet_bars():
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
         _forget_quantisation(model)
         progress.update()
@@ -78,16 +78,14 @@ def _split_digits(tokenizer: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' own bars and notes: ours is the one that shows."""
+def quiet_bars() -> Iterator[None]:
+    """Switch transformers' own progress bars off for a while: ours, if any, is the one that shows."""
     from transformers.utils import logging
 
-    level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()

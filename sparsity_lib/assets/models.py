@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sparsity_lib.assets.build import asset_path
+from sparsity_lib.assets.convert import quiet_bars
 from sparsity_lib.assets.registry import MODELS
 from sparsity_lib.errors import SparsityError, refuse, unknown
 
@@ -46,25 +47,32 @@ def load_model(
     try:
         model_class, config = _model_class(str(folder), options)
         extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
-        model = model_class.from_pretrained(
-            str(folder), config=config, dtype=dtype, use_safetensors=True, **extra, **options
-        )
+        with quiet_bars():
+            model = model_class.from_pretrained(
+                str(folder), config=config, dtype=dtype, use_safetensors=True, **extra, **options
+            )
+    except SparsityError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, SparsityError):
-            raise
         raise _unreachable(name, error) from error
-    return model.to(device).eval().requires_grad_(False), load_tokenizer(str(folder), **options)
+    tokenizer = _tokenizer(name, str(folder), options, required=model_class.__name__ == "AutoModelForCausalLM")
+    return model.to(device).eval().requires_grad_(False), tokenizer
 
 
-def load_tokenizer(name: str, **options: Any) -> Any:
-    """The tokenizer of an embedded model, folder or hub id, or None where there is none."""
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of an embedded model, a local folder or a hub id. Raises as `load_model` does."""
+    folder = str(model_path(name) if name in MODELS else name)
+    return _tokenizer(name, folder, {"trust_remote_code": False}, required=True)
+
+
+def _tokenizer(name: str, folder: str, options: dict[str, Any], required: bool) -> Any:
     from transformers import AutoTokenizer
 
-    options.setdefault("trust_remote_code", False)
-    folder = model_path(name) if name in MODELS else name
     try:
-        return AutoTokenizer.from_pretrained(str(folder), **options)
-    except (OSError, ValueError, KeyError):
+        return AutoTokenizer.from_pretrained(folder, **options)
+    except (OSError, ValueError, KeyError) as error:
+        if required:
+            raise _unreachable(name, error) from error
         return None
 
 

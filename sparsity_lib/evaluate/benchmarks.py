@@ -46,7 +46,7 @@ def run_benchmarks(
     limit: int | None = None,
     num_fewshot: int | Mapping[str, int] | None = None,
     seed: int = 0,
-    batch_tokens: int = 2048,
+    batch_tokens: int = 1024,
     backend: str = "prefix",
 ) -> BenchmarkResult:
     """Score a model on benchmarks.
@@ -63,8 +63,8 @@ def run_benchmarks(
         model, and those of a smaller limit are among those of a larger one. None, or more than there are: all.
     num_fewshot
         Examples in the prompt, for all tasks or by task or group name; by default none. MMLU's come from its dev split
-        (at most 5); for the other tasks, whose training splits are not at hand, lm-eval draws them from the evaluated
-        split, never the document itself.
+        (at most 5), ARC's from validation; for the other tasks, whose training splits are not at hand, lm-eval draws them
+        from the evaluated split, never the document itself.
     batch_tokens
         Tokens of one forward pass.
     backend

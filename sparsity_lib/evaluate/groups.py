@@ -2,10 +2,10 @@
 
 Averages over unlike tasks depend on the members and on the metric (acc or acc_norm), so both are part of a group.
 
-Which split is scored: HellaSwag, PIQA, WinoGrande and BoolQ: validation, as in lm-eval (their test labels are not public
-or not used). LAMBADA and MMLU: test, as in lm-eval. ARC-E, ARC-C, OpenBookQA and SciQ: *validation*, where lm-eval scores
-the test split, which the embedded data lack; scores are therefore not those of a leaderboard, but they are the same for
-all models compared here.
+Which split is scored: as in lm-eval for all but two. ARC, MMLU and LAMBADA: test. HellaSwag, PIQA, WinoGrande and BoolQ:
+validation, as their test labels are not public. OpenBookQA and SciQ: *validation*, where lm-eval scores the test split,
+which the embedded data lack: those two scores are not a leaderboard's, but they are the same for all models compared here.
+LAMBADA's local passages have lost their line breaks (see :mod:`sparsity_lib.assets.benchmarks`).
 """
 
 from __future__ import annotations

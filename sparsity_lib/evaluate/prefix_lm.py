@@ -60,7 +60,7 @@ class PrefixLM(HFLM):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_tokens: int = 2048,
+        batch_tokens: int = 1024,
         pack_tokens: int = 2048,
         max_length: int | None = None,
         packed: bool = True,

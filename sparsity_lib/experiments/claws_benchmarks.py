@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from sparsity_lib.assets import load_model
+from sparsity_lib.assets.models import load_model
 from sparsity_lib.evaluate.benchmarks import BenchmarkResult, run_benchmarks
 from sparsity_lib.experiments import common
 from sparsity_lib.install import installed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsity_lib.assets import load_model, token_sequences
+from sparsity_lib.assets.models import load_model
+from sparsity_lib.assets.texts import token_sequences
 from sparsity_lib.evaluate.benchmarks import BenchmarkResult
 from sparsity_lib.evaluate.quality import evaluate_pair
 from sparsity_lib.experiments import claws_benchmarks, common

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from sparsity_lib.analysis import spearman
-from sparsity_lib.assets import load_model, sources
+from sparsity_lib.assets.models import load_model
+from sparsity_lib.assets.texts import sources
 from sparsity_lib.evaluate.quality import evaluate
 from sparsity_lib.experiments import common
 from sparsity_lib.fit import fit_many

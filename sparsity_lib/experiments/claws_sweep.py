@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparsity_lib.accounting import account
-from sparsity_lib.assets import load_model
+from sparsity_lib.assets.models import load_model
 from sparsity_lib.evaluate.quality import evaluate
 from sparsity_lib.experiments import common
 from sparsity_lib.install import installed
@@ -17,7 +17,7 @@ METHODS = (
 #: 32 sequences of 256 tokens; for Gemma's head of 262,144 tokens every 2nd token is predicted.
 TEXT = {"sequences": 32, "length": 256}
 EVERY = {"smollm2-135m-instruct": 1, "gemma3-270m": 2}
-DTYPE = "float32"
+DTYPE = "bfloat16"
 
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
@@ -38,18 +38,20 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
 
 def _sweep(loaded: dict, params: dict) -> dict:
     if not loaded:
-        model, tokenizer = load_model(params["model"], dtype=common.dtype_named(params["dtype"]))
-        loaded.update(model=model, tokenizer=tokenizer, ids=common.evaluation_ids(tokenizer, **params["text"]))
-    model, tokenizer, ids = loaded["model"], loaded["tokenizer"], loaded["ids"]
-    method = params["method"]
-    plans = common.fit_methods(model, tokenizer, [method], params["densities"])
-    found = evaluate(model, {str(d): plans[method, d] for d in params["densities"]}, ids, every=params["every"])
+        fitted, tokenizer = load_model(params["model"])  # calibrated in float32, run in the dtype of the table
+        loaded["plans"] = common.fit_methods(fitted, tokenizer, METHODS, params["densities"])
+        loaded["model"], _ = load_model(params["model"], dtype=common.dtype_named(params["dtype"]))
+        loaded["ids"] = common.evaluation_ids(tokenizer, **params["text"])
+    model, ids, method = loaded["model"], loaded["ids"], params["method"]
+    plans = {density: loaded["plans"][method, density] for density in params["densities"]}
+    found = evaluate(model, {str(d): plan for d, plan in plans.items()}, ids, every=params["every"])
     shares = {}
-    for density in params["densities"]:
-        with installed(model, plans[method, density]):
+    for density, plan in plans.items():
+        with installed(model, plan):
             counted = account(model, ids=ids[:4])
         shares[str(density)] = {
-            "skipped": counted.skipped, "ffn": counted.paper_counts["ffn"], "sites": counted.site_sparsity,
+            "skipped": counted.skipped, "low": counted.skipped_low, "high": counted.skipped_high,
+            "ffn": counted.paper_counts["ffn"], "sites": counted.site_sparsity,
             "transform_weights": counted.transform_weights, "dense_weights": counted.dense_weights,
         }
-    return {"quality": {d: q.to_json() for d, q in found.items()}, "shares": shares}
+    return {"quality": {d: q.to_json() for d, q in found.items()}, "shares": shares, "ids": common.fingerprint(ids)}

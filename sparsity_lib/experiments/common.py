@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from sparsity_lib.assets import token_sequences
+from sparsity_lib.assets.texts import token_sequences
 from sparsity_lib.fit import fit_many
 from sparsity_lib.methods import METHODS, VARIANTS, claws
 from sparsity_lib.methods.larosa import density_for_share, larosa
@@ -57,6 +58,11 @@ def evaluation_ids(tokenizer, sequences: int, length: int, seed: int = 0) -> Ten
     return token_sequences(tokenizer, "evaluation", tokens=sequences * length, length=length, seed=seed)
 
 
+def fingerprint(ids: Tensor) -> str:
+    """sha256 of token ids: shows that two runs read the same text."""
+    return hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
 def dtype_named(name: str) -> torch.dtype:
     """float32 or bfloat16 by name."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
@@ -68,6 +74,6 @@ def describe(plan: Plan) -> Mapping:
 
 
 __all__ = [
-    "CALIBRATION", "DENSITIES", "MODELS", "VARIANTS", "describe", "dtype_named", "evaluation_ids", "fit_methods",
+    "CALIBRATION", "DENSITIES", "MODELS", "VARIANTS", "describe", "dtype_named", "evaluation_ids", "fingerprint", "fit_methods",
     "recipe_at", "skipped_by_gate",
 ]

@@ -11,7 +11,7 @@ time. It also serves lm-eval's command line::
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from sparsity_lib.errors import SparsityError
@@ -24,10 +24,10 @@ LOADER = "sparsity_lib.evaluate.tasks.loaders.load"
 class BenchmarkTask:
     """One lm-eval task with local documents.
 
-    `stock` is lm-eval's YAML, relative to its tasks folder; `benchmark` and `config` name the local data; `splits` says
-    which local split serves as lm-eval's validation, test or few-shot ("dev") split; `evaluated` is the one scored and
-    `stock_split` the one that lm-eval would score. `primary` is the metric that counts where nothing else is said:
-    acc_norm (log-likelihood per byte of the answer) where lm-eval has it, else acc.
+    `stock` is lm-eval's YAML, relative to its tasks folder; `benchmark` and `config` name the local data; `evaluated` is
+    the split scored and `stock_split` the one that lm-eval would score; `extra_splits` serve few-shot examples.
+    `primary` is the metric that counts where nothing else is said: acc_norm (log-likelihood per byte of the answer) where
+    lm-eval has it, else acc.
     """
 
     name: str
@@ -38,7 +38,7 @@ class BenchmarkTask:
     stock_split: str
     primary: str = "acc_norm"
     extra_splits: tuple[str, ...] = ()
-    metrics: tuple[str, ...] = field(default=("acc", "acc_norm"))
+    metrics: tuple[str, ...] = ("acc", "acc_norm")
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -63,8 +63,13 @@ _ACC = ("acc",)
 TASKS: dict[str, BenchmarkTask] = {
     task.name: task
     for task in (
-        BenchmarkTask("arc_easy", "arc/arc_easy.yaml", "ai2_arc", "ARC-Easy", "validation", "test"),
-        BenchmarkTask("arc_challenge", "arc/arc_challenge.yaml", "ai2_arc", "ARC-Challenge", "validation", "test"),
+        BenchmarkTask(
+            "arc_easy", "arc/arc_easy.yaml", "ai2_arc", "ARC-Easy", "test", "test", extra_splits=("validation",)
+        ),
+        BenchmarkTask(
+            "arc_challenge", "arc/arc_challenge.yaml", "ai2_arc", "ARC-Challenge", "test", "test",
+            extra_splits=("validation",),
+        ),
         BenchmarkTask("hellaswag", "hellaswag/hellaswag.yaml", "hellaswag", None, "validation", "validation"),
         BenchmarkTask("piqa", "piqa/piqa.yaml", "piqa", None, "validation", "validation"),
         BenchmarkTask(
@@ -116,7 +121,7 @@ def task_yaml(task: BenchmarkTask) -> str:
         f"  config: {task.config or 'null'}",
         f"  splits: [{', '.join(task.splits)}]",
         "training_split: null",
-        *(f"{key}: {split if split == task.evaluated else 'null'}" for split, key in split_keys.items()),
+        *(f"{key}: {split if split in task.splits else 'null'}" for split, key in split_keys.items()),
     ]
     return "\n".join(lines) + "\n"
 
