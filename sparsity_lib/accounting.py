@@ -23,7 +23,7 @@ from sparsity_lib.errors import SparsityError
 from sparsity_lib.install import installed_on
 from sparsity_lib.progress import track
 from sparsity_lib.recipe import rows_read
-from sparsity_lib.sites import Linear, is_experts
+from sparsity_lib.sites import Linear, find_sites, is_experts
 
 
 def weights_per_token(model: nn.Module) -> int:
@@ -47,6 +47,18 @@ def weights_per_token(model: nn.Module) -> int:
                 total += parameter.numel()
     sparsity = [b.numel() for name, b in model.named_parameters() if ".sparsity." in name]
     return total - sum(sparsity)
+
+
+def weights_by_part(model: nn.Module) -> dict[str, int]:
+    """Weights a dense forward reads for one token, by part: attention, ffn, head, and the rest."""
+    linears = find_sites(model).linears
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    parts = {
+        "attention": sum(x.weights for x in linears if not x.in_ffn),
+        "ffn": sum(x.weights for x in linears if x.in_ffn),
+        "head": 0 if head is None else head.weight.numel(),
+    }
+    return {**parts, "rest": weights_per_token(model) - sum(parts.values())}
 
 
 @dataclass(frozen=True)

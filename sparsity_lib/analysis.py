@@ -32,8 +32,9 @@ def gini(values: Tensor) -> Tensor:
     width = values.shape[-1]
     ordered = values.double().sort(-1).values
     weight = torch.arange(1, width + 1, dtype=torch.float64, device=values.device)
-    total = ordered.sum(-1).clamp_min(1e-300)
-    return (2 * (weight * ordered).sum(-1) / (width * total)) - (width + 1) / width
+    total = ordered.sum(-1)
+    found = 2 * (weight * ordered).sum(-1) / (width * total) - (width + 1) / width
+    return torch.where(total > 0, found, torch.zeros_like(total))  # a row of zeros is all equal
 
 
 def jaccard(a: Tensor, b: Tensor) -> Tensor:

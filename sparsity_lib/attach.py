@@ -73,7 +73,7 @@ def _own_activation(model: nn.Module, name: str) -> nn.Module:
     users = [n for n, m in model.named_modules(remove_duplicate=False) if m is module]
     if len(users) > 1:
         owner, child = name.rsplit(".", 1)
-        module = copy.copy(module)
+        module = copy.deepcopy(module)  # a shallow copy would share the hooks as well
         setattr(model.get_submodule(owner), child, module)
     return module
 

@@ -38,6 +38,12 @@ def count(name: str, value: object, minimum: int = 1) -> int:
 
 
 def _real(name: str, value: object, allowed: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise refuse(name, value, allowed)
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond any float
+        number = math.inf
+    if not math.isfinite(number):
+        raise refuse(name, value, allowed)
+    return number

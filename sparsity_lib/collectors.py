@@ -97,7 +97,7 @@ class GradientSize:
 
     `result()` has, each [C] in float64: `rms`, `mean`, `product_rms` (see parts.saliency), `max`, and
     `median` if asked for. The median is read off a histogram of 8 bins an octave between 2**-40 and
-    2**8, within 1% where a few dozen tokens were seen.
+    2**8: it lies in the bin of the true one, so it is off by less than 12.5% of itself.
     """
 
     needs_grad: ClassVar[bool] = True

@@ -44,7 +44,8 @@ class _Fitting:
     def stream_key(self) -> str:
         """Equal where the current part reads the same stream of numbers."""
         parts = self.rule.parts()
-        return "|".join([self.site.name, *(p.key() for p in parts[: parts.index(self.current)])])
+        watched = "h" if getattr(self.rule.score, "on_product", False) else "x"
+        return "|".join([self.site.name, watched, *(p.key() for p in parts[: parts.index(self.current)])])
 
     def values(self, x: Tensor, grad: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the current part learns from: x, z, or scores."""
@@ -109,19 +110,22 @@ def fit_many(
         raise SparsityError("Statistics of a sparse model were asked for. Fix: uninstall(model) first.")
     count("batch_size", batch_size)
     if batches is not None:
-        stream, described = list(batches), {"batches": len(list(batches))}
+        stream = list(batches)
+        described = {"batches": len(stream)}
     else:
         ids, described = _calibration_ids(tokenizer, ids, tokens, length, source, seed)
         stream = list(ids.split(batch_size))
+    if not stream:
+        raise SparsityError("There is nothing to calibrate on: no batches were given. Fix: pass at least one.")
     sites = find_sites(model)
     jobs = [[_Fitting(rule, site) for rule in r.rules for site in sites.of_kind(rule.site)] for r in recipes]
     for job in (job for jobs_of_one in jobs for job in jobs_of_one):
         job.rule.check(job.site)
     everything = [job for jobs_of_one in jobs for job in jobs_of_one]
-    for step in range(max(len(job.rule.parts()) for job in everything)):
+    for step in range(max((len(job.rule.parts()) for job in everything), default=0)):
         _fit_step(model, stream, [job for job in everything if step < len(job.rule.parts())], step)
     plans = []
-    for recipe, done in zip(recipes, jobs):
+    for recipe, done in zip(recipes, jobs, strict=True):
         tensors = {f"{job.site.name}.{name}": t for job in done for name, t in job.tensors.items()}
         plans.append(Plan(recipe, tensors, {job.site.name: job.site.width for job in done}, dict(described)))
     return plans
@@ -170,7 +174,9 @@ def _stream(model: nn.Module, stream: list, watched: list[list[tuple[_Fitting, C
     """One pass over the text; every collector sees its site's values."""
     needs_grad = any(c.needs_grad for at_site in watched for _, c in at_site)
     handles = []
+    training = [module for module in model.modules() if module.training]  # statistics of dropout are not wanted
     try:
+        model.eval()
         for at_site in watched:
             by_product: dict[bool, list] = {}
             for job, collector in at_site:
@@ -182,6 +188,8 @@ def _stream(model: nn.Module, stream: list, watched: list[list[tuple[_Fitting, C
     finally:
         for handle in handles:
             handle.remove()
+        for module in training:
+            module.training = True
 
 
 class _Watch:
@@ -233,7 +241,8 @@ def run_backward(model: nn.Module, batch: Tensor | Batch) -> None:
             if isinstance(batch, Tensor):
                 lm.backward_next_token_loss(model, batch.to(device))
                 return
-            loss = model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}).loss
+            given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            loss = getattr(model(**given), "loss", None)
             if loss is None:
                 raise SparsityError("A saliency needs a loss, and the model returned none. Fix: put labels into the batches.")
             loss.backward()

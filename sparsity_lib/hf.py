@@ -42,7 +42,9 @@ class SparsityQuantizer(HfQuantizer):
 
     def validate_environment(self, *args, **kwargs) -> None:
         if self.quantization_config.recipe is None:
-            raise SparsityError("The checkpoint's config.json names this library but holds no recipe. Fix: save the sparse model again.")
+            raise SparsityError(
+                "The checkpoint's config.json names this library but holds no recipe. Fix: save the sparse model again."
+            )
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs) -> PreTrainedModel:
         from sparsity_lib.install import install  # install needs this module: the import cannot be at the top

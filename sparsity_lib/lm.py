@@ -52,6 +52,8 @@ def backward_next_token_loss(model: nn.Module, ids: Tensor) -> float:
     The head is applied chunk by chunk and its gradient collected at the hidden states, so that
     no more than HEAD_CHUNK rows of logits exist at a time.
     """
+    if ids.shape[1] < 2:
+        raise SparsityError("Sequences of one token have no next token to predict. Fix: at least two tokens each.")
     hidden = hidden_states(model, ids)
     top = hidden.detach()[:, :-1].flatten(0, 1)
     targets = ids[:, 1:].flatten()

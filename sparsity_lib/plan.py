@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.recipe import Recipe
-from sparsity_lib.sites import SiteMap, find_sites
+from sparsity_lib.sites import KINDS, SiteMap, find_sites
 
 FORMAT = "sparsity-plan-1"
 
@@ -59,7 +60,9 @@ class Plan:
                     stored = self.tensors.get(f"{name}.{tensor}")
                     if stored is None or tuple(stored.shape) != shape:
                         got = "nothing" if stored is None else list(stored.shape)
-                        raise SparsityError(f"The plan holds {got} for {name}.{tensor}, expected {list(shape)}. Fix: fit it again.")
+                        raise SparsityError(
+                            f"The plan holds {got} for {name}.{tensor}, expected {list(shape)}. Fix: fit it again."
+                        )
 
     def with_density(self, density: float) -> Plan:
         """The same plan at another density, where nothing fitted depends on it (top-k, not thresholds)."""
@@ -67,7 +70,8 @@ class Plan:
         for rule in recipe.rules:
             if rule.select.kind != "topk":
                 raise SparsityError(
-                    f"The {rule.select.kind} of site {rule.site!r} was fitted to its density. Fix: fit recipe.with_density({density})."
+                    f"The {rule.select.kind} of site {rule.site!r} was fitted to its density. "
+                    f"Fix: fit recipe.with_density({density})."
                 )
         return dataclasses.replace(self, recipe=recipe)
 
@@ -84,11 +88,16 @@ class Plan:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
         try:
             save_file(tensors or {"none": torch.zeros(1)}, partial, metadata=meta)
+            with open(partial, "rb+") as written:
+                os.fsync(written.fileno())  # a crash after the rename must not leave an empty file under the good name
             os.replace(partial, path)
         except (OSError, SafetensorError) as error:
-            raise SparsityError(f"The plan could not be written to {path}: {error}. Fix: free space or choose another folder.") from None
+            raise SparsityError(
+                f"The plan could not be written to {path}: {error}. Fix: free space or choose another folder."
+            ) from None
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
         return path
 
     @staticmethod
@@ -109,10 +118,13 @@ class Plan:
         if meta.get("format") != FORMAT:
             raise SparsityError(f"{path} has format {meta.get('format')!r}, expected {FORMAT!r}. Fix: fit and save it again.")
         try:
-            widths, calibration = json.loads(meta["widths"]), json.loads(meta["calibration"])
-        except (KeyError, ValueError) as error:
+            widths, calibration = _read_widths(meta["widths"]), json.loads(meta["calibration"])
+            if not isinstance(calibration, dict) or any(t.dtype != torch.float32 for t in tensors.values()):
+                raise ValueError("its calibration is no object, or its tensors are not float32")
+            recipe = Recipe.from_json(meta["recipe"])
+        except (KeyError, ValueError, RecursionError) as error:
             raise SparsityError(f"{path} has broken metadata: {error}. Fix: fit and save it again.") from None
-        return Plan(Recipe.from_json(meta.get("recipe", "")), tensors, widths, calibration)
+        return Plan(recipe, tensors, widths, calibration)
 
     @staticmethod
     def empty(recipe: Recipe, model: nn.Module) -> Plan:
@@ -126,3 +138,14 @@ class Plan:
                 for name, shape in rule.shapes(site).items():
                     tensors[f"{site.name}.{name}"] = torch.zeros(shape, device="meta")
         return Plan(recipe, tensors, widths)
+
+
+def _read_widths(text: str) -> dict[str, int]:
+    widths = json.loads(text)
+    if not isinstance(widths, dict):
+        raise ValueError("its widths are no object")
+    for name, width in widths.items():
+        layer, _, kind = name.partition(".")
+        if not layer.isdecimal() or kind not in KINDS or type(width) is not int:
+            raise ValueError(f"{name!r}: {width!r} is no site's width")
+    return widths

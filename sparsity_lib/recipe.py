@@ -72,6 +72,8 @@ class Rule:
                 raise unknown("field of a rule", name, known)
         if "site" not in data or "select" not in data:
             raise SparsityError('A rule lacks its "site" or its "select". Fix: name both.')
+        if not isinstance(data.get("repair", ()), (list, tuple)):
+            raise refuse("repair", data["repair"], "a list of repairs")
         return Rule(
             site=data["site"],
             select=from_json("select", data["select"]),
@@ -160,7 +162,7 @@ class Recipe:
         if isinstance(data, (str, bytes)):
             try:
                 data = json.loads(data)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise SparsityError(f"The recipe is not JSON: {error}.") from None
         known = ("method", "rules", "token_share")
         if not isinstance(data, Mapping):

@@ -169,11 +169,10 @@ def make(name: str, experiments: Mapping[str, Experiment]) -> Path:
 
 
 def asset_checksums() -> dict[str, str]:
-    """Name -> sha256 of the registered assets; empty where the registry does not list them."""
-    from . import assets
+    """File name -> sha256 of the wheels that the registered models, benchmarks and texts come from."""
+    from .assets import ASSETS
 
-    listed = getattr(assets, "checksums", None)
-    return dict(listed()) if callable(listed) else {}
+    return {wheel.filename: wheel.sha256 for asset in ASSETS.values() for wheel in asset.wheels}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -130,7 +130,8 @@ def find_sites(model: nn.Module) -> SiteMap:
             linears.extend(readers)
     if not sites:
         raise SparsityError(
-            f"{type(model).__name__} has no attention or FFN projections to sparsify. Fix: use a transformer decoder, encoder or ViT."
+            f"{type(model).__name__} has no attention or FFN projections to sparsify. "
+            "Fix: use a transformer decoder, encoder or ViT."
         )
     return SiteMap(sites, tuple(dict.fromkeys(linears)), tuple(f"{stack}.{i}" for i in range(len(blocks))))
 
@@ -145,7 +146,8 @@ def _longest_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     stacks = [(name, m) for name, m in stacks if all(_weights_in(block) for block in m)]
     if not stacks:
         raise SparsityError(
-            f"{type(model).__name__} has no stack of transformer blocks. Fix: pass the model itself, not a wrapper without layers."
+            f"{type(model).__name__} has no stack of transformer blocks. "
+            "Fix: pass the model itself, not a wrapper without layers."
         )
     return max(stacks, key=lambda item: _weights_in(item[1]))
 
@@ -182,7 +184,7 @@ def _attention_sites(model, prefix, found, layer):
     if roles is None or len(widths) != 1:
         names = ", ".join(n for n, _ in found)
         raise SparsityError(f"The attention projections of block {layer} are not q, k, v, o or a fused qkv, o: {names}.")
-    readers = [Linear(n, layer, role, *_shape(m)) for role, (n, m) in zip(roles, inputs)]
+    readers = [Linear(n, layer, role, *_shape(m)) for role, (n, m) in zip(roles, inputs, strict=True)]
     yield Site(layer, QKV_IN, prefix, widths.pop(), tuple(n for n, _ in inputs), model=model), readers
     last = Linear(out_name, layer, "o", *_shape(out))
     yield Site(layer, O_IN, prefix, last.inputs, (out_name,), model=model), [last]
@@ -200,7 +202,7 @@ def _ffn_sites(model, prefix, found, layer):
     if len(ups) == 2 and not re.search(r"gate|w1", ups[0][0].rsplit(".", 1)[-1]):
         ups = ups[::-1]
     roles = ("gate", "up") if len(ups) == 2 else ("gate_up",) if fused else ("up",)
-    readers = [Linear(n, layer, role, *_shape(m)) for role, (n, m) in zip(roles, ups)]
+    readers = [Linear(n, layer, role, *_shape(m)) for role, (n, m) in zip(roles, ups, strict=True)]
     yield Site(layer, UP_IN, prefix, width, tuple(n for n, _ in ups), model=model), readers
     yield Site(layer, DOWN_IN, prefix, down_in, (down_name,), model=model), [last]
     act = _activation(model, ups[0][0].rsplit(".", 1)[0]) if len(ups) == 2 else None
@@ -208,7 +210,19 @@ def _ffn_sites(model, prefix, found, layer):
         yield Site(layer, GATE, prefix, down_in, (down_name,), (ups[1][0],), model=model, act=act), []
 
 
+def _plain_experts(experts: nn.Module) -> bool:
+    """Whether each expert is down(act(gate(x)) * up(x)) on [gate; up] stacked as [out, in], without biases or extras."""
+    gating = getattr(type(experts), "_apply_gate", None)  # transformers' own, unless the model brings another
+    odd = any(getattr(experts, name, False) for name in ("is_transposed", "has_bias", "has_post_expert_norm"))
+    _, double, width = experts.gate_up_proj.shape
+    shaped = getattr(experts, "is_concatenated", False) and tuple(experts.down_proj.shape[1:]) == (width, double // 2)
+    return shaped and not odd and getattr(gating, "__name__", "") == "_default_apply_gate"
+
+
 def _expert_sites(model, prefix, name, experts, layer):
+    if not _plain_experts(experts):
+        kind = type(experts).__name__
+        raise SparsityError(f"The experts of block {layer} ({kind}) are not laid out or gated as Mixtral's are.")
     _, double, width = experts.gate_up_proj.shape
     config = getattr(model, "config", None)
     routed = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", None) or 1
@@ -221,7 +235,7 @@ def _expert_sites(model, prefix, name, experts, layer):
 
 
 def _activation(model: nn.Module, owner: str) -> str | None:
-    """The activation module of a gated FFN: its child that holds no parameters and drops nothing."""
+    """The activation module of a gated FFN: its child without parameters that drops nothing."""
     for name, child in model.get_submodule(owner).named_children():
         plain = not isinstance(child, (nn.Dropout, nn.Identity)) and next(child.parameters(), None) is None
         if plain and not isinstance(child, (nn.ModuleDict, nn.ModuleList)):

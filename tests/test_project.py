@@ -55,7 +55,7 @@ def test_the_environment_for_conda_equals_the_lock():
 
 
 def test_lock_tool_drops_local_builds_and_the_project_itself():
-    freeze = "torch==2.13.0+cpu\n-e git+ssh://x#egg=sparsity-lib\nsparsity-lib==0.1.0\nTriton==3\nattrs==1\n"
+    freeze = "torch==2.13.0+cpu\npip==26\n-e git+ssh://x#egg=sparsity-lib\nsparsity-lib==0.1.0\nTriton==3\nattrs==1\n"
     lines = tool("lock").pins(freeze)
     assert lines[:2] == ["attrs==1", "torch==2.13.0"] and lines[2].startswith("Triton==3 ; ") and len(lines) == 3
 
@@ -70,6 +70,15 @@ def test_the_kernels_folder_is_not_taken_for_the_public_package():
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split()[-1] == "False"
+
+
+def test_the_installed_package_is_the_library_alone():
+    from setuptools import find_packages
+
+    found = find_packages(ROOT, include=PROJECT["tool"]["setuptools"]["packages"]["find"]["include"])
+    assert "sparsity_lib" in found and all(name.split(".")[0] == "sparsity_lib" for name in found)
+    folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in ROOT.glob("sparsity_lib/**/*.py")}
+    assert folders == set(found), "a folder with modules needs an __init__.py to be installed"
 
 
 def test_citation_and_package_agree_on_the_version():

@@ -91,6 +91,7 @@ def test_an_interrupted_experiment_resumes(checkout):
     result = results.load("sweep")
     assert result.data[1] == {"ppl": 20.0} and result.manifest["resumed_items"] == 2
     assert not (checkout / "results/.partial/sweep").exists()
+    assert all(len(checksum) == 64 for checksum in result.manifest["assets"].values()) and result.manifest["assets"]
 
 
 def test_a_changed_library_shows_in_the_manifest(checkout):

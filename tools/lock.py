@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCK, CONDA = ROOT / "requirements.lock", ROOT / "environment.yml"
 ITSELF = "sparsity"
 #: Fixed by decision, not by the resolver: another torch would change kernels, numbers and download size.
-#: soupsieve: later ones need Python 3.11.5, and Debian's 3.11 is older.
-HELD = ["torch==2.13.0", "soupsieve<3.0.2"]
+#: soupsieve: version 3 and later need Python 3.11.5, and Debian's 3.11 is older.
+HELD = ["torch==2.13.0", "soupsieve<3"]
 MARKERS = {"triton": 'platform_system == "Linux" and platform_machine == "x86_64"'}
 HEAD = "# Exact versions for Python 3.11; written by `make lock`, not by hand.\n"
 CONDA_HEAD = """\
@@ -52,7 +52,8 @@ def resolve() -> str:
         python = Path(folder) / "bin" / "python"
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         subprocess.run([python, "-m", "pip", "install", f"{ROOT}[book,test]", *HELD], check=True)
-        return subprocess.run([python, "-m", "pip", "freeze", "--all"], check=True, capture_output=True, text=True).stdout
+        freeze = [python, "-m", "pip", "freeze", "--all"]
+        return subprocess.run(freeze, check=True, capture_output=True, text=True).stdout
 
 
 def conda(lock: str) -> str:

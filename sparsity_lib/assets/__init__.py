@@ -10,6 +10,6 @@ from sparsity_lib.assets.texts import passages, sources, token_sequences
 
 __all__ = [
     "ASSETS", "MODELS", "ROLES", "SOURCES", "asset_path", "benchmark_configs", "benchmark_names", "benchmark_path",
-    "cache_folder", "fetch_asset", "load_benchmark", "load_model", "load_tokenizer", "model_path", "passages", "sources",
-    "token_sequences", "verify_asset",
+    "cache_folder", "fetch_asset", "load_benchmark", "load_model", "load_tokenizer", "model_path", "passages",
+    "sources", "token_sequences", "verify_asset",
 ]

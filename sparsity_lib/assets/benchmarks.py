@@ -1,9 +1,10 @@
 """Benchmark documents on the local disk, with the fields that lm-eval's stock tasks read.
 
 Most sets are stored by `datasets` and are used as they are. ARC's test splits, LAMBADA and GSM8K come as request files
-and are rebuilt: ARC and GSM8K field by field. LAMBADA's passages lost their line breaks in that file (each run of white
-space became one space), so its scores are close to, and not the same as, those of the original file. In ARC's test
-splits the choices are labelled A, B, C ... throughout, where the original sometimes counts 1, 2, 3 ...; no score changes.
+and are rebuilt: ARC and GSM8K field by field. LAMBADA's passages lost their line breaks in that file (each run of
+white space became one space), so its scores are close to, and not the same as, those of the original file. In ARC's
+test splits the choices are labelled A, B, C ... throughout, where the original sometimes counts 1, 2, 3 ...; no score
+changes.
 """
 
 from __future__ import annotations

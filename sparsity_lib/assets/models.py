@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ _CAUSAL = ("ForCausalLM", "LMHeadModel")
 def model_path(name: str) -> Path:
     """Folder (config, safetensors, tokenizer, provenance.json) of the embedded model called `name`.
 
-    Fetched and converted at the first call. Raises SparsityError for an unknown name, AssetError where it cannot be had.
+    Fetched and converted at the first call.
+    Raises SparsityError for an unknown name, AssetError where the model cannot be had.
     """
     if name not in MODELS:
         raise unknown("embedded model", name, MODELS)
@@ -40,9 +42,9 @@ def load_model(
     or device; AssetError where an embedded model cannot be fetched or was damaged.
     """
     dtype, device = _dtype(dtype), _device(device)
-    folder = model_path(name) if name in MODELS else name
+    folder = _place(name)
     options: dict[str, Any] = {"trust_remote_code": False}
-    if name in MODELS or Path(name).is_dir():
+    if Path(folder).is_dir():
         options["local_files_only"] = True
     try:
         model_class, config = _model_class(str(folder), options)
@@ -61,8 +63,21 @@ def load_model(
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of an embedded model, a local folder or a hub id. Raises as `load_model` does."""
-    folder = str(model_path(name) if name in MODELS else name)
-    return _tokenizer(name, folder, {"trust_remote_code": False}, required=True)
+    return _tokenizer(name, str(_place(name)), {"trust_remote_code": False}, required=True)
+
+
+def _place(name: str) -> Path | str:
+    """The folder or hub id behind `name`; what cannot be either is refused before the hub is asked, which takes long."""
+    if not isinstance(name, str) or not name.strip():
+        raise refuse("model", name, f"one of {', '.join(MODELS)}, a local folder or a hub id")
+    if name in MODELS:
+        return model_path(name)
+    if not Path(name).expanduser().is_dir():
+        if name[0] in "/.~" or name.count("/") > 1:
+            raise _unreachable(name, FileNotFoundError("there is no such folder"))
+        if "/" not in name and difflib.get_close_matches(name, MODELS, n=1):
+            raise unknown("model", name, MODELS)
+    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
 
 
 def _tokenizer(name: str, folder: str, options: dict[str, Any], required: bool) -> Any:
@@ -95,7 +110,8 @@ def _model_class(folder: str, options: dict[str, Any]) -> tuple[Any, Any]:
 def _unreachable(name: str, error: Exception) -> SparsityError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return SparsityError(
-        f"{unknown('model', name, MODELS)} A local folder or a hub id is allowed too, but {name!r} could not be loaded: {reason}"
+        f"{unknown('model', name, MODELS)} A local folder or a hub id would do as well, but {name!r} could not be "
+        f"loaded as one: {reason}"
     )
 
 
@@ -111,5 +127,5 @@ def _device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise refuse("device", device, "a device of this machine, such as cpu or cuda", str(error).splitlines()[0]) from error
+        raise refuse("device", device, f"one that works here, such as cpu ({str(error).splitlines()[0]})") from error
     return chosen

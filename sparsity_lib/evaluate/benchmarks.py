@@ -124,7 +124,7 @@ def load_tasks(names: Iterable[str], shots: Mapping[str, int] | None = None) -> 
             task.set_config("num_fewshot", (shots or {}).get(name, 0))
             task.set_fewshot_seed(FEWSHOT_SEED)
             if task.config.process_docs is not None:  # lm-eval would process all documents again at every access
-                task.dataset[TASKS[name].evaluated] = task.eval_docs
+                task.dataset[TASKS[name].evaluated] = task.task_docs
                 task.set_config("process_docs", None)
     return loaded
 

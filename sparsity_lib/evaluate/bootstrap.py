@@ -60,11 +60,14 @@ def ratio_interval(
     Raises
     ------
     SparsityError
-        If there is no unit, or the arrays differ in length.
+        If there is no unit, the arrays differ in length, or hold NaN, infinity or weights of zero.
     """
     sums, weights = np.asarray(sums, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     if sums.shape != weights.shape or sums.ndim != 1 or len(sums) == 0:
-        raise SparsityError(f"An interval needs two equally long, non-empty rows of numbers, got {sums.shape} and {weights.shape}.")
+        shapes = f"{sums.shape} and {weights.shape}"
+        raise SparsityError(f"An interval needs two equally long, non-empty rows of numbers, got {shapes}.")
+    if not (np.isfinite(sums).all() and np.isfinite(weights).all() and (weights > 0).all()):
+        raise SparsityError("An interval needs finite sums and weights above zero. Fix: leave out units that hold nothing.")
     fraction("level", level, one=False)
     index = resample(len(sums), resamples, seed)
     drawn = transform(sums[index].sum(1) / weights[index].sum(1))

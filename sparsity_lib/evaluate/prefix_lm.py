@@ -32,7 +32,9 @@ class PrefixLM(HFLM):
     Requests are tokenised, split and truncated by `HFLM` itself. Their sequences are packed into trees
     (:mod:`~sparsity_lib.evaluate.bench_trie`), each read in one forward pass, and the head is applied only at the
     positions that are asked for. Log-softmax is computed in float32 whatever the model's dtype, where `HFLM` stays in the
-    model's dtype: in bfloat16 the two differ by rounding.
+    model's dtype: in bfloat16 the two differ by rounding. Sums run in another order than in `HFLM`, and where sparsity
+    selects by a hard rule such as top-k, rounding now and then swaps two neurons of nearly the same score: on SmolLM2 at
+    half density most log-likelihoods agree to 1e-4, and a few differ by up to some tenths.
 
     At construction a small self-test compares packed with plain logits. If they differ, if the model cannot be run packed,
     or if it says that its sparsity depends on whole sequences (attribute `sparsity_needs_sequences`), requests go through
@@ -136,27 +138,32 @@ class PrefixLM(HFLM):
 def self_test(model: PreTrainedModel, forward: PackedForward) -> tuple[float, float]:
     """(largest difference between packed and plain log-probabilities, largest that is allowed).
 
-    Two short sequences with a common prefix are read packed, apart, and (wrongly) one after the other. Packing has to be
-    much closer to the truth than the wrong way, or within rounding. The noise of a model that differs from run to run is
-    allowed for.
+    Two short sequences with a common prefix are read packed, apart, in a padded batch as `HFLM` reads them, and (wrongly)
+    one after the other. Packing has to be much closer to the truth than the wrong way, or within rounding; by as much as
+    the padded batch differs, as low precision, a hard selection or a random mask make it, packing may differ too.
     """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, min(1000, forward.config.vocab_size), (24,), generator=generator).tolist()
     first, second = tuple(ids[:14]), tuple(ids[:8] + ids[14:])
     (pack,) = pack_sequences([first, second], 4096)
-    plain = torch.cat([_log_probabilities(model, s)[8:] for s in (first, second)])
-    again = torch.cat([_log_probabilities(model, s)[8:] for s in (first, second)])
+    plain = torch.cat([_log_probabilities(model, [s])[0][8:] for s in (first, second)])
+    batched = torch.cat([row[8:] for row in _log_probabilities(model, [first, second])])
     states = forward.hidden([pack])[0]
     nodes = torch.cat([torch.from_numpy(pack.paths[index][8:]) for index in (0, 1)]).to(states.device)
     packed = forward.logits(states[nodes]).log_softmax(-1)
-    joined = _log_probabilities(model, tuple(ids))
+    (joined,) = _log_probabilities(model, [tuple(ids)])
     wrong = torch.cat([joined[8:14], joined[14:]])
-    rounding = 64 * torch.finfo(forward.head.weight.dtype).eps * plain.abs().max()
-    noise = (again - plain).abs().max()
-    allowed = max(float(rounding), SELF_TEST_SHARE * float((wrong - plain).abs().max())) + 2 * float(noise)
-    return float((packed - plain).abs().max()), allowed
+    rounding = 4 * torch.finfo(forward.head.weight.dtype).eps * float(plain.abs().max())
+    allowed = max(rounding, SELF_TEST_SHARE * _furthest(wrong, plain)) + 2 * _furthest(batched, plain)
+    return _furthest(packed, plain), allowed
 
 
-def _log_probabilities(model: PreTrainedModel, ids: tuple[int, ...]) -> torch.Tensor:
-    return model(torch.tensor([ids], device=model.device), use_cache=False).logits[0].float().log_softmax(-1)
+def _furthest(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max())
 
+
+def _log_probabilities(model: PreTrainedModel, sequences: list[tuple[int, ...]]) -> list[torch.Tensor]:
+    width = max(map(len, sequences))
+    ids = torch.tensor([[*sequence, *[0] * (width - len(sequence))] for sequence in sequences], device=model.device)
+    logits = model(ids, use_cache=False).logits.float()
+    return [row[: len(sequence)].log_softmax(-1) for row, sequence in zip(logits, sequences, strict=True)]

@@ -85,11 +85,7 @@ def evaluate(
     SparsityError
         If the model is sparse already, or ids are not [sequences, tokens >= 2].
     """
-    if installed_on(model) is not None:
-        raise SparsityError("The model to compare with is sparse itself. Fix: uninstall(model) first.")
-    ids = lm.check_ids(ids)
-    if ids.shape[1] < 2:
-        raise SparsityError("Sequences of one token predict nothing. Fix: at least two tokens each.")
+    _check(model, ids)
     count("every", every)
     plans = {"dense": None, **plans}
     places = torch.arange(0, ids.shape[1] - 1, every)
@@ -106,7 +102,7 @@ def evaluate_pair(dense: nn.Module, other: nn.Module, plan: Plan | None, ids: Te
 
     The head must be the same because both models' hidden states go through `dense`'s: adapters sit on blocks only.
     """
-    ids = lm.check_ids(ids)
+    _check(dense, ids)
     head, own = (m.get_output_embeddings().weight for m in (dense, other))
     if head.shape != own.shape or not torch.allclose(head.float(), own.float(), rtol=1e-2, atol=1e-3):
         raise SparsityError("The two models have different heads. Fix: compare models that differ in their blocks only.")
@@ -117,6 +113,13 @@ def evaluate_pair(dense: nn.Module, other: nn.Module, plan: Plan | None, ids: Te
             "other": _hidden(other, plan, ids, places, 1, progress).to(head.dtype),
         }
     return _compare(dense, hidden, ids[:, 1:][:, places])["other"]
+
+
+def _check(dense: nn.Module, ids: Tensor) -> None:
+    if installed_on(dense) is not None:
+        raise SparsityError("The model to compare with is sparse itself. Fix: uninstall(model) first.")
+    if lm.check_ids(ids).shape[1] < 2:
+        raise SparsityError("Sequences of one token predict nothing. Fix: at least two tokens each.")
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from sparsity_lib.plan import Plan
 
 MODEL = "smollm2-135m-instruct"
 VARIANTS = ("fisher", "mean", "median")
-SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
+SIZES = (1024, 2048, 4096, 16384, 65536)
 SEEDS = (0, 1, 2)
 DENSITY = 0.3
-TEXT = {"sequences": 16, "length": 256}
+TEXT = {"sequences": 8, "length": 256}
 LENGTH = 512
 
 
@@ -33,7 +34,7 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
     found = []
     for calibration in sets:
         params = {"model": MODEL, "variants": VARIANTS, "density": DENSITY, "text": TEXT, "length": LENGTH, **calibration}
-        found.append({**calibration, **checkpoint.item(params, lambda: _measure(loaded, params))})
+        found.append({**calibration, **checkpoint.item(params, partial(_measure, loaded, params))})
         print(calibration, {v: round(found[-1]["kl"][v][0], 4) for v in VARIANTS}, flush=True)
     reference = next(f for f in found if f["tokens"] == SIZES[-1])["saliency"]
     for item in found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +23,19 @@ CALIBRATION = {"tokens": 8192, "length": 512, "seed": 0}
 
 
 def recipe_at(method: str, density: float, model: nn.Module) -> Recipe:
-    """A method at an FFN density; LaRoSA at the density that skips the same share of all weights as a gate-site method.
+    """A method at an FFN density; those on linear inputs at the density that skips as many of all weights as a gate-site one.
 
     `method` is a name of METHODS, "claws_VARIANT", or "larosa_coefficients" for the release's 0.8 and 1.2.
     """
     if method.startswith("claws_"):
         return claws(density, variant=method.removeprefix("claws_"))
-    if not method.startswith("larosa"):
-        return METHODS[method](density)
-    weights = {"inputs": 0.8, "outputs": 1.2} if method == "larosa_coefficients" else {}
-    share = skipped_by_gate(model, density)
-    matched = density_for_share(lambda d: larosa(d, **weights), model, share)
-    return larosa(matched, **weights)
+    if method == "larosa_coefficients":
+        make = partial(larosa, inputs=0.8, outputs=1.2)
+    else:
+        make = METHODS[method]
+    if method not in ("larosa", "larosa_coefficients", "inputs_topk"):
+        return make(density)
+    return make(density_for_share(make, model, skipped_by_gate(model, density)))
 
 
 def skipped_by_gate(model: nn.Module, density: float) -> float:

@@ -1,6 +1,6 @@
 """Every method of the book as a recipe: one short file a paper."""
 
-from sparsity_lib.methods.baselines import gate_topk, oracle, random
+from sparsity_lib.methods.baselines import gate_topk, inputs_topk, oracle, random
 from sparsity_lib.methods.cats import cats
 from sparsity_lib.methods.claws import VARIANTS, claws
 from sparsity_lib.methods.larosa import larosa
@@ -10,9 +10,10 @@ METHODS = {
     "cats": cats,
     "claws": claws,
     "larosa": larosa,
+    "inputs_topk": inputs_topk,
     "gate_topk": gate_topk,
     "oracle": oracle,
     "random": random,
 }
 
-__all__ = ["METHODS", "VARIANTS", "cats", "claws", "gate_topk", "larosa", "oracle", "random"]
+__all__ = ["METHODS", "VARIANTS", "cats", "claws", "gate_topk", "inputs_topk", "larosa", "oracle", "random"]

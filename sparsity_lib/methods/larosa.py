@@ -3,7 +3,7 @@
 from torch import nn
 
 from sparsity_lib.accounting import weights_per_token
-from sparsity_lib.checks import positive
+from sparsity_lib.checks import fraction, positive
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.parts.select import TopK
 from sparsity_lib.parts.transforms import Rotate
@@ -22,11 +22,13 @@ def larosa(
     other two (the paper searches such coefficients per model; its release ships 0.8 and 1.2). Each
     site has its own Q here; the release shares one between the two sites of a block.
     """
-    sparsity = 1 - density
+    sparsity = 1 - fraction("density", density)
     for name, value in (("inputs", inputs), ("outputs", outputs)):
         positive(name, value)
         if sparsity * value >= 1:
-            raise SparsityError(f"density = {density} with {name} = {value} leaves nothing. Fix: a larger density or smaller coefficient.")
+            raise SparsityError(
+                f"density = {density} with {name} = {value} leaves nothing. Fix: a larger density or smaller coefficient."
+            )
     rotated, plain = TopK(1 - sparsity * inputs), TopK(1 - sparsity * outputs)
     rules = (
         Rule(QKV_IN, rotated, transform=Rotate(damping)),

@@ -137,7 +137,7 @@ def from_json(role: str, data: object) -> Part:
     if not isinstance(data, Mapping) or "kind" not in data:
         raise refuse(role, data, 'an object with a "kind"', 'write {"kind": "..."}')
     kinds = REGISTRY[role]
-    if data["kind"] not in kinds:
+    if not isinstance(data["kind"], str) or data["kind"] not in kinds:
         raise unknown(f"{role} kind", data["kind"], kinds)
     cls = kinds[data["kind"]]
     known = {field.name: field for field in dataclasses.fields(cls)}

@@ -49,11 +49,15 @@ class Saliency(Score):
     skip_first: bool = False
 
     def __post_init__(self) -> None:
-        if self.statistic not in STATISTICS:
+        if not isinstance(self.statistic, str) or self.statistic not in STATISTICS:
             raise unknown("statistic", self.statistic, STATISTICS)
         positive("power", self.power)
         if not isinstance(self.skip_first, bool):
             raise refuse("skip_first", self.skip_first, "true or false")
+
+    def check(self, site: Site) -> None:
+        if self.skip_first and site.experts:  # experts see tokens without their place in the sequence
+            raise refuse("skip_first at an expert site", True, "false", "use a variant that reads all tokens")
 
     def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
         return {"saliency": (site.width,)}

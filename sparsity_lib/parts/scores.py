@@ -52,7 +52,8 @@ class Random(Score):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        count("seed", self.seed, minimum=0)
+        if count("seed", self.seed, minimum=0) >= 2**32:
+            raise refuse("seed", self.seed, "a whole number below 2**32")
 
     def __call__(self, z: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         bits = as_float32(z).contiguous().view(torch.int32).long()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,15 +85,23 @@ def exact_topk(scores: Tensor, k: int) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     if k == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    values, places = scores.topk(k, dim=-1, sorted=False)
-    mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, places, True)
-    # Rows where the k-th value also occurs outside the mask are the only ones with a choice to make.
-    last = values.amin(-1, keepdim=True)
-    tied_rows = ((scores == last) & ~mask).any(-1)
-    if tied_rows.any():
-        rows, bound = scores[tied_rows], last[tied_rows]
-        above = (rows > bound) | rows.isnan()
-        tied = rows == bound
-        room = k - above.sum(-1, keepdim=True)
-        mask[tied_rows] = above | (tied & (tied.cumsum(-1) <= room))
+    bound = _kth_largest(scores, k)
+    mask = ~(scores < bound)  # not "scores >= bound": a NaN must stay in
+    surplus = mask.sum(-1) > k
+    if surplus.any():  # several entries equal the k-th: the only rows with a choice to make
+        rows, last = scores[surplus], bound[surplus]
+        above = (rows > last) | rows.isnan()
+        above &= above.cumsum(-1) <= k
+        tied = (rows == last) & ~above
+        mask[surplus] = above | (tied & (tied.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
     return mask
+
+
+def _kth_largest(scores: Tensor, k: int) -> Tensor:
+    """The k-th largest of the last axis, [..., 1]; NaN counts as larger than any number."""
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        # NumPy's vectorised quickselect takes a tenth of the time of torch.topk here
+        place = scores.shape[-1] - k
+        ordered = np.partition(scores.detach().numpy(), place, axis=-1)
+        return torch.from_numpy(ordered[..., place : place + 1].copy())
+    return scores.kthvalue(scores.shape[-1] - k + 1, dim=-1, keepdim=True).values

@@ -73,23 +73,31 @@ def recover(model: nn.Module, plan: Plan, recipe: LoraRecipe, ids: Tensor) -> tu
     Raises
     ------
     SparsityError
-        If the plan works on linear inputs (adapters beside a masked linear would see unmasked inputs, and merging
-        would change the function), the model is sparse already, or there is too little text.
+        If the plan masks linear inputs, as the oracle does (adapters beside a masked linear would see unmasked
+        inputs, and merging would change the function), the model is sparse already, or there is too little text.
     """
     if installed_on(model) is not None:
         raise SparsityError("Recovery starts from the dense model. Fix: uninstall(model) first.")
-    if any(rule.site != GATE for rule in plan.recipe.rules):
-        raise SparsityError(f"LoRA recovery works on gate-site recipes, not on {plan.recipe.method!r}. Fix: use cats or claws.")
+    if any(r.site != GATE or getattr(r.score, "on_product", False) for r in plan.recipe.rules):
+        method = plan.recipe.method
+        raise SparsityError(f"LoRA recovery works on gate-site recipes, not on {method!r}. Fix: use cats or claws.")
     needed = recipe.steps * recipe.sequences
     if len(lm.check_ids(ids)) < needed:
         raise SparsityError(f"{len(ids)} training sequences are too few: the recipe needs {needed}. Fix: fewer steps or more text.")
     torch.manual_seed(recipe.seed)
     targets = [linear.name for linear in find_sites(model).linears]
     install(model, plan)
-    adapted = get_peft_model(model, _config(recipe, targets))
+    adapted, training, was = None, model.training, [(p, p.requires_grad) for p in model.parameters()]
     try:
+        adapted = get_peft_model(model, _config(recipe, targets))
         losses = _train(adapted, recipe, ids)
         merged = adapted.merge_and_unload()
+    except BaseException:  # Ctrl-C too: half-trained adapters are no result
+        if adapted is not None:
+            adapted.unload().train(training)
+        for parameter, wanted in was:
+            parameter.requires_grad_(wanted)
+        raise
     finally:
         uninstall(model)
     for parameter in merged.parameters():
@@ -128,7 +136,8 @@ def _step(adapted: PeftModel, batch: Tensor) -> float:
     with torch.no_grad(), adapted.disable_adapter(), _masks_off(model):
         teacher = lm.hidden_states(model, batch).flatten(0, 1)
     student = lm.hidden_states(model, batch)
-    top, grad, total = student.detach().flatten(0, 1), torch.empty(student.flatten(0, 1).shape, dtype=student.dtype), 0.0
+    top = student.detach().flatten(0, 1)
+    grad, total = torch.empty_like(top), 0.0
     for piece in lm.chunks(len(top)):
         rows = top[piece].requires_grad_(True)
         target = functional.log_softmax(lm.logits(model, teacher[piece]), dim=-1)

@@ -123,6 +123,8 @@ def task_yaml(task: BenchmarkTask) -> str:
         "training_split: null",
         *(f"{key}: {split if split in task.splits else 'null'}" for split, key in split_keys.items()),
     ]
+    if task.splits == ("test",):  # few-shot examples then come from there: naming the split makes lm-eval leave out the
+        lines.append("fewshot_split: test")  # document that is being asked
     return "\n".join(lines) + "\n"
 
 
