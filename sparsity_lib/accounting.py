@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from sparsity_lib import lm
 from sparsity_lib.errors import SparsityError
-from sparsity_lib.install import installed_on
+from sparsity_lib.install import Installed, installed_on
 from sparsity_lib.progress import track
 from sparsity_lib.recipe import rows_read
-from sparsity_lib.sites import Linear, find_sites, is_experts
+from sparsity_lib.sites import UP_IN, Linear, find_sites, is_experts
 
 
 def weights_per_token(model: nn.Module) -> int:
@@ -156,6 +156,7 @@ def summarise(model: nn.Module, densities: Mapping[str, Tensor]) -> Account:
     """Turn densities per site and token into the counts of one method."""
     state = installed_on(model)
     column, row = {}, {}
+    densities = _by_token(state, densities)
     for name, density in densities.items():
         layer, kind = name.split(".")
         site = state.sites.sites[int(layer), kind]
@@ -167,7 +168,7 @@ def summarise(model: nn.Module, densities: Mapping[str, Tensor]) -> Account:
     by_role: dict[str, float] = {}
     for linear in state.sites.linears:
         left = linear.weights * (1 - _share_read(linear, column, row))
-        left = left if isinstance(left, Tensor) and len(left) == tokens else torch.as_tensor(left).double().mean()
+        left = torch.as_tensor(left, dtype=torch.float64)
         skipped += left
         by_role[linear.role] = by_role.get(linear.role, 0.0) + float(left.mean()) / dense
     share = skipped / dense
@@ -184,11 +185,20 @@ def summarise(model: nn.Module, densities: Mapping[str, Tensor]) -> Account:
     )
 
 
+def _by_token(state: Installed, densities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Densities with one number a token: sites inside experts, seen once a routed expert, enter as their mean."""
+    routed = {linear.name: linear.per_token for linear in state.sites.linears}
+    found = dict(densities)
+    for name, density in densities.items():
+        layer, kind = name.split(".")
+        site = state.sites.sites[int(layer), kind]
+        if site.experts and kind != UP_IN:
+            found[name] = density.mean().expand(len(density) // routed[site.column_readers[0]])
+    return found
+
+
 def _share_read(linear: Linear, column: Mapping[str, Tensor], row: Mapping[str, Tensor]) -> Tensor | float:
-    columns, rows = column.get(linear.name, 1.0), rows_read(linear, row)
-    if isinstance(columns, Tensor) and isinstance(rows, Tensor) and len(columns) != len(rows):
-        return columns.mean() * rows.mean()  # experts: rows are counted by routed token, columns by token
-    return columns * rows
+    return column.get(linear.name, 1.0) * rows_read(linear, row)
 
 
 def _paper_counts(linears: tuple[Linear, ...], by_role: Mapping[str, float], dense: int) -> dict[str, float]:

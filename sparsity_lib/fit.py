@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sparsity_lib import lm
 from sparsity_lib.attach import attach
 from sparsity_lib.checks import count
-from sparsity_lib.collectors import Collector
+from sparsity_lib.collectors import Collector, bytes_needed
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.install import installed_on
 from sparsity_lib.parts.base import Part
@@ -99,7 +99,8 @@ def fit_many(
     Returns
     -------
     list of Plan
-        In the order of `recipes`.
+        In the order of `recipes`. Their `calibration` says what they were fitted on, and in `statistics_bytes` the most
+        memory that statistics held at a time, which depends on the model's widths and not on the text's length.
 
     Raises
     ------
@@ -122,8 +123,10 @@ def fit_many(
     for job in (job for jobs_of_one in jobs for job in jobs_of_one):
         job.rule.check(job.site)
     everything = [job for jobs_of_one in jobs for job in jobs_of_one]
+    described["statistics_bytes"] = 0
     for step in range(max((len(job.rule.parts()) for job in everything), default=0)):
-        _fit_step(model, stream, [job for job in everything if step < len(job.rule.parts())], step)
+        held = _fit_step(model, stream, [job for job in everything if step < len(job.rule.parts())], step)
+        described["statistics_bytes"] = max(described["statistics_bytes"], held)
     plans = []
     for recipe, done in zip(recipes, jobs, strict=True):
         tensors = {f"{job.site.name}.{name}": t for job in done for name, t in job.tensors.items()}
@@ -145,7 +148,8 @@ def _calibration_ids(tokenizer, ids, tokens, length, source, seed) -> tuple[Tens
     return ids, {"source": source or "all", "tokens": ids.numel(), "length": length, "seed": seed}
 
 
-def _fit_step(model: nn.Module, stream: list, jobs: list[_Fitting], step: int) -> None:
+def _fit_step(model: nn.Module, stream: list, jobs: list[_Fitting], step: int) -> int:
+    """Fit one part of every job; returns the bytes that its statistics held."""
     shared: dict[str, Collector] = {}
     streams: dict[str, list[tuple[_Fitting, Collector]]] = {}
     mine: list[Collector | None] = []
@@ -168,6 +172,7 @@ def _fit_step(model: nn.Module, stream: list, jobs: list[_Fitting], step: int) -
         if key not in fitted:
             fitted[key] = {n: t.to(_device(model)) for n, t in job.current.fit(collector, job.site).items()}
         job.tensors.update(fitted[key])
+    return sum(bytes_needed(collector) for collector in shared.values())
 
 
 def _stream(model: nn.Module, stream: list, watched: list[list[tuple[_Fitting, Collector]]], desc: str) -> None:

@@ -1,7 +1,8 @@
 """A language model as two halves: blocks that give hidden states, and a head applied to some of them.
 
 Gemma's logits are 262,144 wide: for 512 tokens they would take half a gigabyte, so nothing here
-ever holds more than `HEAD_CHUNK` rows of them.
+ever holds more than `HEAD_ELEMENTS` of them at a time (16 MB in float32: larger blocks go back to the operating
+system after each use, and fetching them anew took half of the time).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch.nn import functional
 
 from sparsity_lib.errors import SparsityError, refuse
 
-#: Rows of logits in memory at a time.
+#: Logits in memory at a time, and the most rows of them.
+HEAD_ELEMENTS = 1 << 22
 HEAD_CHUNK = 128
 
 
@@ -40,8 +42,9 @@ def logits(model: nn.Module, hidden: Tensor) -> Tensor:
     return cap * torch.tanh(found / cap) if cap else found
 
 
-def chunks(rows: int, size: int = HEAD_CHUNK) -> Iterator[slice]:
-    """Slices that cover `rows` rows."""
+def chunks(rows: int, model: nn.Module) -> Iterator[slice]:
+    """Slices that cover `rows` rows of hidden states, each as many as the head is given at a time."""
+    size = min(HEAD_CHUNK, max(1, HEAD_ELEMENTS // model.get_output_embeddings().weight.shape[0]))
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 
@@ -50,7 +53,7 @@ def backward_next_token_loss(model: nn.Module, ids: Tensor) -> float:
     """Back-propagate the next-token loss, summed over tokens, through the blocks; returns it in nats.
 
     The head is applied chunk by chunk and its gradient collected at the hidden states, so that
-    no more than HEAD_CHUNK rows of logits exist at a time.
+    few rows of logits exist at a time.
     """
     if ids.shape[1] < 2:
         raise SparsityError("Sequences of one token have no next token to predict. Fix: at least two tokens each.")
@@ -58,7 +61,7 @@ def backward_next_token_loss(model: nn.Module, ids: Tensor) -> float:
     top = hidden.detach()[:, :-1].flatten(0, 1)
     targets = ids[:, 1:].flatten()
     grad, total = torch.empty_like(top), 0.0
-    for piece in chunks(len(top)):
+    for piece in chunks(len(top), model):
         rows = top[piece].requires_grad_(True)
         with torch.enable_grad():
             loss = functional.cross_entropy(logits(model, rows), targets[piece], reduction="sum")

@@ -54,9 +54,12 @@ def gradient_by_position(model: nn.Module, kind: str, ids: Tensor) -> Tensor:
     total = torch.zeros(len(sites), lm.check_ids(ids).shape[1], dtype=torch.float64)
 
     def keep(layer: int):
+        def add(grad: Tensor) -> None:
+            total[layer] += grad.detach().double().square().mean(-1).sum(0).cpu()
+
         def tap(x: Tensor) -> Tensor:
             if x.requires_grad:
-                x.register_hook(lambda g: total[layer].add_(g.detach().double().square().mean(-1).sum(0).cpu()))
+                x.register_hook(add)
             return x
 
         return tap

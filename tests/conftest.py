@@ -5,8 +5,8 @@ import os
 os.environ.setdefault("SPARSITY_PROGRESS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch  # noqa: E402  (the environment must be set before libraries read it)
-import transformers  # noqa: E402
+import torch
+import transformers
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()

@@ -4,9 +4,24 @@ import copy
 
 import torch
 from transformers import (
-    AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification, BertConfig,
-    DistilBertConfig, FalconConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig,
-    MixtralConfig, MptConfig, Phi3Config, Qwen2Config, Qwen3Config, RobertaConfig, ViTConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    MptConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    RobertaConfig,
+    ViTConfig,
 )
 
 VOCABULARY, HIDDEN, WIDTH, LAYERS = 61, 32, 48, 2
@@ -32,7 +47,9 @@ DECODERS = {
     "falcon_new": lambda: FalconConfig(
         **_FALCON, ffn_hidden_size=WIDTH, parallel_attn=True, new_decoder_architecture=True, num_kv_heads=2
     ),
-    "mpt": lambda: MptConfig(d_model=HIDDEN, n_heads=4, n_layers=LAYERS, initializer_range=0.2, max_seq_len=64, vocab_size=VOCABULARY),
+    "mpt": lambda: MptConfig(
+        d_model=HIDDEN, n_heads=4, n_layers=LAYERS, initializer_range=0.2, max_seq_len=64, vocab_size=VOCABULARY
+    ),
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCABULARY, n_embd=HIDDEN, n_head=4, n_layer=LAYERS, n_inner=WIDTH, n_positions=64,
         bos_token_id=1, eos_token_id=2, initializer_range=0.2,

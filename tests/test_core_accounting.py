@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 from core_tiny import HIDDEN, LAYERS, VOCABULARY, WIDTH, mlp_of, seen_by, tiny, tokens
 
 from sparsity_lib import Recipe, Rule, SparsityError, account, find_sites, fit, install, recipes, weights_per_token
-from sparsity_lib.accounting import summarise, token_densities
+from sparsity_lib.accounting import summarise, token_densities, weights_by_part
 from sparsity_lib.parts.select import Threshold, TopK
 
 IDS = tokens(3, 12)
@@ -48,6 +47,12 @@ def test_a_dense_mixtral_by_hand():
     attention, router, expert = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * KEY_VALUE, 4 * HIDDEN, 3 * HIDDEN * WIDTH
     blocks = LAYERS * (attention + router + 2 * expert)  # two of four experts
     assert weights_per_token(tiny("mixtral")) == VOCABULARY * HIDDEN + HIDDEN + blocks + LLAMA_NORMS
+
+
+def test_the_parts_of_a_llama_by_hand():
+    attention = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * KEY_VALUE
+    expected = {"attention": LAYERS * attention, "ffn": LAYERS * 3 * HIDDEN * WIDTH, "head": VOCABULARY * HIDDEN}
+    assert weights_by_part(tiny("llama")) == {**expected, "rest": HIDDEN + LLAMA_NORMS}
 
 
 def test_installing_a_plan_does_not_change_the_dense_count():

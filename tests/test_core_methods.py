@@ -113,7 +113,7 @@ def test_random_keeps_k_neurons_that_owe_nothing_to_their_size(model):
         # A channel's share kept, and the mean size of what is kept, within 4.5 standard errors. Equal values (many in
         # bfloat16) meet an equal verdict, so a channel has as many draws as its values' effective number.
         share = K / WIDTH
-        for channel, kept in zip(values.T, mask.double().mean(0)):
+        for channel, kept in zip(values.T, mask.double().mean(0), strict=True):
             draws = 4000**2 / float(channel.unique(return_counts=True)[1].double().square().sum())
             assert abs(float(kept) - share) < 4.5 * (share * (1 - share) / draws) ** 0.5
         size = values.double().abs()
@@ -256,7 +256,7 @@ def test_larosa_inputs(model, kind):
     width = before.shape[1]
     k = round((1 - (1 - DENSITY) * coefficient) * width)
     rotation = numpy_of(plan.tensors[f"0.{kind}.rotation"]) if coefficient == 0.8 else np.eye(width)
-    for x, read in zip(before, after):
+    for x, read in zip(before, after, strict=True):
         z = rotation.T @ x
         expected = sum(z[i] * rotation[:, i] for i in largest(abs(z), k))
         np.testing.assert_allclose(read, expected, rtol=1e-4, atol=1e-5)

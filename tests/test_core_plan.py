@@ -167,8 +167,10 @@ def test_a_file_in_the_folders_place_is_a_clear_error(plans, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "read-only"), KeyboardInterrupt()],
-                         ids=["full disk", "read-only", "Ctrl-C"])
+FAILURES = [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "read-only"), KeyboardInterrupt()]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=["full disk", "read-only", "Ctrl-C"])
 @pytest.mark.parametrize("moment", ["writing", "replacing"])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(plans, saved, monkeypatch, error, moment):
     whole = saved.read_bytes()

@@ -41,7 +41,7 @@ def test_exactly_k_are_kept_and_ties_go_to_the_lower_index(rows, k):
     k = min(k, rows.shape[1])
     for dtype in (torch.float32, torch.bfloat16):
         scores = torch.from_numpy(rows).to(dtype)
-        for row, kept in zip(scores.tolist(), exact_topk(scores, k)):
+        for row, kept in zip(scores.tolist(), exact_topk(scores, k), strict=True):
             assert kept.nonzero()[:, 0].tolist() == reference_topk(row, k)
 
 
@@ -98,7 +98,7 @@ def test_zero_sparsity_changes_nothing(rows):
 def test_random_masks_depend_on_their_token_alone(rows, seed):
     x, score = torch.from_numpy(rows), Random(seed)
     together = score(x[None], {})[0]
-    for row, scores in zip(x, together):
+    for row, scores in zip(x, together, strict=True):
         assert torch.equal(score(row, {}), scores)
         assert torch.equal(score(row[None, None], {})[0, 0], scores)
     assert bool(((together >= 0) & (together < 2**24)).all()) and torch.equal(score(x.flip(0), {}), together.flip(0))
@@ -211,7 +211,7 @@ def test_jaccard_is_symmetric_and_a_share(masks):
     found = jaccard(a, b)
     assert torch.equal(found, jaccard(b, a)) and bool(((found >= 0) & (found <= 1)).all())
     assert bool((jaccard(a, a) == 1).all())
-    for left, right, value in zip(a.tolist(), b.tolist(), found.tolist()):
+    for left, right, value in zip(a.tolist(), b.tolist(), found.tolist(), strict=True):
         both = {i for i, x in enumerate(left) if x} & {i for i, x in enumerate(right) if x}
         either = {i for i, x in enumerate(left) if x} | {i for i, x in enumerate(right) if x}
         assert value == pytest.approx(len(both) / len(either) if either else 1)

@@ -194,3 +194,10 @@ def test_bad_input_is_refused_and_the_tokenizer_left_alone():
     with pytest.raises(SparsityError, match="at most 4"):
         lm.loglikelihood(instances([("a", "bcdefgh")]))
     assert lm.loglikelihood([]) == []
+
+
+def test_a_random_mask_is_no_reason_not_to_pack():
+    model = model_of("llama")
+    for layer in model.model.layers:
+        layer.mlp.act_fn.register_forward_hook(lambda module, inputs, output: output * (torch.rand_like(output) < 0.9))
+    assert PrefixLM(model, letters(True)).packed

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sparsity_lib import lm
 from sparsity_lib.checks import count
@@ -67,7 +66,7 @@ def evaluate(
     """Perplexity and divergence of several plans on one dense model and one text.
 
     Hidden states of all plans are taken first (they are small), then the head runs chunk by chunk, so that the
-    dense logits are computed once and no more than `lm.HEAD_CHUNK` rows of each are in memory.
+    dense logits are computed once and only few rows of each are in memory.
 
     Parameters
     ----------
@@ -132,22 +131,31 @@ def _hidden(model, plan, ids, places, batch_size, progress) -> Tensor:
     return torch.cat(found)
 
 
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row-wise dot product without a temporary of the rows' size."""
+    return torch.bmm(a[:, None, :], b[:, :, None])[:, 0, 0]
+
+
 @torch.no_grad()
 def _compare(model: nn.Module, hidden: Mapping[str, Tensor], targets: Tensor) -> dict[str, Quality]:
     sequences, predicted = targets.shape
     rows = {name: h.flatten(0, 1) for name, h in hidden.items()}
     flat = targets.flatten().to(next(iter(rows.values())).device)
     sums = {name: torch.zeros(3, sequences * predicted, dtype=torch.float64) for name in hidden}
-    pieces = list(lm.chunks(len(flat)))
+    pieces = list(lm.chunks(len(flat), model))
     with bar(total=len(pieces), desc="comparing predictions", unit="chunk") as progress:
         for piece in pieces:
-            dense = functional.log_softmax(lm.logits(model, rows["dense"][piece]), dim=-1)
-            chance, best = dense.exp(), dense.argmax(-1)
+            dense = lm.logits(model, rows["dense"][piece])
+            chance, best = dense.softmax(-1), dense.argmax(-1)
+            # KL = sum_v p_v (l_v - m_v) - lse(l) + lse(m), with l, m the logits of the dense and the sparse model
+            dense_mean, dense_norm = _dot(chance, dense), dense.logsumexp(-1)
             for name in hidden:
-                own = dense if name == "dense" else functional.log_softmax(lm.logits(model, rows[name][piece]), dim=-1)
-                sums[name][0, piece] = -own.gather(-1, flat[piece, None])[:, 0].double().cpu()
+                own = dense if name == "dense" else lm.logits(model, rows[name][piece])
+                norm = dense_norm if name == "dense" else own.logsumexp(-1)
+                sums[name][0, piece] = (norm - own.gather(-1, flat[piece, None])[:, 0]).double().cpu()
                 if name != "dense":
-                    sums[name][1, piece] = (chance * (dense - own)).sum(-1).double().cpu()
+                    gap = (dense_mean - _dot(chance, own)).double() - (dense_norm - norm).double()
+                    sums[name][1, piece] = gap.clamp_min(0).cpu()  # below zero only by rounding
                 sums[name][2, piece] = (own.argmax(-1) == best).double().cpu()
             progress.update(1)
     found = {}

@@ -50,10 +50,21 @@ def density_for_share(make, model: nn.Module, share: float) -> float:
         If no density above 0 skips that much.
     """
     sites, total = find_sites(model), weights_per_token(model)
-    low, high = 0.005, 1.0
+    low, high = _lowest_density(make), 1.0
     if make(low).skipped(sites, total) < share:
         raise SparsityError(f"A share of {share:.3f} of all weights cannot be skipped by this method on this model.")
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if make(middle).skipped(sites, total) > share else (low, middle)
     return (low + high) / 2
+
+
+def _lowest_density(make) -> float:
+    """The smallest density in steps of half a percent that the method accepts: coefficients above 1 forbid some."""
+    for step in range(1, 200):
+        try:
+            make(step / 200)
+        except SparsityError:
+            continue
+        return step / 200
+    return 1.0

@@ -83,7 +83,8 @@ def recover(model: nn.Module, plan: Plan, recipe: LoraRecipe, ids: Tensor) -> tu
         raise SparsityError(f"LoRA recovery works on gate-site recipes, not on {method!r}. Fix: use cats or claws.")
     needed = recipe.steps * recipe.sequences
     if len(lm.check_ids(ids)) < needed:
-        raise SparsityError(f"{len(ids)} training sequences are too few: the recipe needs {needed}. Fix: fewer steps or more text.")
+        few = f"{len(ids)} training sequences are too few: the recipe needs {needed}"
+        raise SparsityError(f"{few}. Fix: fewer steps or more text.")
     torch.manual_seed(recipe.seed)
     targets = [linear.name for linear in find_sites(model).linears]
     install(model, plan)
@@ -138,7 +139,7 @@ def _step(adapted: PeftModel, batch: Tensor) -> float:
     student = lm.hidden_states(model, batch)
     top = student.detach().flatten(0, 1)
     grad, total = torch.empty_like(top), 0.0
-    for piece in lm.chunks(len(top)):
+    for piece in lm.chunks(len(top), model):
         rows = top[piece].requires_grad_(True)
         target = functional.log_softmax(lm.logits(model, teacher[piece]), dim=-1)
         own = functional.log_softmax(lm.logits(model, rows), dim=-1)
