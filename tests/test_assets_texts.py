@@ -4,8 +4,17 @@ import pytest
 import torch
 
 from sparsity_lib.assets import (
-    ROLES, SOURCES, benchmark_configs, benchmark_names, benchmark_path, load_benchmark, load_tokenizer, passages,
-    sources, texts, token_sequences,
+    ROLES,
+    SOURCES,
+    benchmark_configs,
+    benchmark_names,
+    benchmark_path,
+    load_benchmark,
+    load_tokenizer,
+    passages,
+    sources,
+    texts,
+    token_sequences,
 )
 from sparsity_lib.assets.overlap import RUN, all_runs, overlapping
 from sparsity_lib.errors import AssetError, SparsityError

@@ -29,6 +29,13 @@ def test_an_interval_agrees_with_scipys():
     assert ours.value == values.mean()
 
 
+def test_an_interval_is_the_middle_of_its_resamples():
+    values = np.random.default_rng(2).gamma(2, size=30)
+    drawn = np.sort([values[row].mean() for row in resample(30, 200, seed=4)])
+    found = mean_interval(values, resamples=200, seed=4, level=0.8)
+    assert drawn[19] <= found.low <= drawn[20] and drawn[179] <= found.high <= drawn[180]
+
+
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     hits = 0
     for seed in range(200):

@@ -13,7 +13,15 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from sparsity_lib.assets.cache import (
-    cache_folder, ensure_room, full, guarded, locked, partial, publish, remove, sha256_of,
+    cache_folder,
+    ensure_room,
+    full,
+    guarded,
+    locked,
+    partial,
+    publish,
+    remove,
+    sha256_of,
 )
 from sparsity_lib.assets.registry import Wheel
 from sparsity_lib.errors import AssetError

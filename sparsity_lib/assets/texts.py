@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,7 @@ def _chosen(role: str, source: str | None) -> list[str]:
     return [source]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _passages(name: str) -> tuple[str, ...]:
     """The clean passages of one source, from the cache folder where they are, checked against the table's digest."""
     path = cache_folder() / "texts" / f"v{VERSION}" / f"{name}.json"
@@ -147,7 +147,7 @@ def clean_passages(name: str) -> list[str]:
     return [passage for place, passage in enumerate(found) if place not in hit]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _protected(role: str) -> np.ndarray:
     """Word runs that the passages of `role` must not share: nothing for evaluation, more for each later role."""
     if role == "evaluation":
@@ -157,7 +157,7 @@ def _protected(role: str) -> np.ndarray:
     return np.unique(np.concatenate([*runs, _benchmark_runs()]))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _benchmark_runs() -> np.ndarray:
     return all_runs(_benchmark_text())
 

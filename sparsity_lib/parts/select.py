@@ -74,7 +74,7 @@ class TopK(Select):
 
 
 def exact_topk(scores: Tensor, k: int) -> Tensor:
-    """Boolean mask of the k largest of the last axis; ties go to the lower index.
+    """Boolean mask of the k largest float32 (or narrower) scores of the last axis; ties go to the lower index.
 
     A NaN score ranks above every number, as in `torch.topk`, so broken inputs stay visible.
     """
@@ -87,14 +87,26 @@ def exact_topk(scores: Tensor, k: int) -> Tensor:
         return torch.zeros_like(scores, dtype=torch.bool)
     bound = _kth_largest(scores, k)
     mask = ~(scores < bound)  # not "scores >= bound": a NaN must stay in
+    if bound.isnan().any():
+        mask = torch.where(bound.isnan(), scores.isnan(), mask)
     surplus = mask.sum(-1) > k
-    if surplus.any():  # several entries equal the k-th: the only rows with a choice to make
-        rows, last = scores[surplus], bound[surplus]
-        above = (rows > last) | rows.isnan()
-        above &= above.cumsum(-1) <= k
-        tied = (rows == last) & ~above
-        mask[surplus] = above | (tied & (tied.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
+    if surplus.any():  # several entries equal the k-th, as is usual in bfloat16: the index decides among them
+        mask[surplus] &= ~_ties_too_many(scores[surplus], bound[surplus], mask[surplus].sum(-1) - k)
     return mask
+
+
+def _ties_too_many(scores: Tensor, bound: Tensor, surplus: Tensor) -> Tensor:
+    """Mask of the last `surplus` [rows] entries of each row of scores [rows, width] that equal its bound [rows, 1]."""
+    tied = scores == bound
+    if bound.isnan().any():
+        tied |= scores.isnan() & bound.isnan()
+    row, place = tied.nonzero(as_tuple=True)  # few, and in ascending order within a row
+    number = torch.bincount(row, minlength=len(scores))
+    rank = torch.arange(len(row), device=row.device) - (number.cumsum(0) - number)[row]
+    last = rank >= (number - surplus)[row]
+    out = torch.zeros_like(tied)
+    out[row[last], place[last]] = True
+    return out
 
 
 def _kth_largest(scores: Tensor, k: int) -> Tensor:
