@@ -26,7 +26,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import itertools
 import math
 import numbers
 from collections.abc import Iterable, Sequence
@@ -133,19 +132,20 @@ def glue_table(
     """Show a table, and make it available to the text as a numbered one called `name`.
 
     Cells: texts and whole numbers (compared as text), floats and `Number`s (written with `fmt` or their own
-    format, recorded under 'name: the row's leading words, column'), None (a dash). Raises SparsityError for a
+    format, recorded under 'name: the row's first one or two cells, column'), None (a dash). Raises SparsityError for a
     row of another length than `columns`, for NaN, and for an empty table or caption.
     """
     rows = [list(row) for row in rows]
     if not rows or not caption.strip():
         raise SparsityError(f"table {name} needs at least one row and a caption.")
     numeric = [all(_is_number(row[at]) for row in rows if len(row) > at) for at in range(len(columns))]
+    named = 1 if len({str(row[0]) for row in rows if row}) == len(rows) else 2  # cells that tell a row from the others
     lines = [_row(columns), "|" + "|".join("---:" if right else "---" for right in numeric) + "|"]
     for row in rows:
         if len(row) != len(columns):
             raise SparsityError(f"table {name}: the row {row!r} has {len(row)} cells, the header {len(columns)}.")
-        words = list(itertools.takewhile(lambda cell: isinstance(cell, str), row))  # a row may be named by several
-        keys = [f"{name}: {', '.join(words or [str(row[0])])}, {column}" for column in columns]
+        words = [str(cell) for cell in row[:named]]
+        keys = [f"{name}: {', '.join(words)}, {column}" for column in columns]
         lines.append(_row([_cell(*pair, fmt, rtol, atol) for pair in zip(keys, row, strict=True)]))
     body = "\n".join(lines)
     _show({"text/markdown": f"{caption}\n\n{body}", "text/plain": f"table {name}"})
