@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from sparsity_lib import style
 from sparsity_lib.analysis import jaccard
 from sparsity_lib.evaluate.benchmarks import BenchmarkResult, paired_difference
-from sparsity_lib.evaluate.bootstrap import Interval
+from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
 from sparsity_lib.evaluate.groups import weighted_members
 from sparsity_lib.evaluate.quality import Quality, difference
 from sparsity_lib.experiments.claws_lora import LIMITS
+from sparsity_lib.experiments.common import MODELS
 from sparsity_lib.observe import activations
 from sparsity_lib.parts.select import exact_topk
 from sparsity_lib.report import Number
+from sparsity_lib.results import Result
 from sparsity_lib.verdicts import Verdict, effect, kept
 
 Sweep = Mapping[str, Mapping[str, Any]]
@@ -80,10 +82,26 @@ def gains(sweep: Sweep, method: str, other: str, densities: Sequence[float]) -> 
     }
 
 
+def ratios(sweep: Sweep, method: str, other: str, densities: Sequence[float]) -> dict[str, dict[float, Interval]]:
+    """KL of one method over another's, paired over sequences, by model and density."""
+    found: dict[str, dict[float, Interval]] = {model: {} for model in sweep}
+    for model in sweep:
+        for d in densities:
+            own, base = (np.array(quality_of(sweep, model, m, d).kl) for m in (method, other))
+            found[model][d] = ratio_interval(own, base)
+    return found
+
+
 def apart(sweep: Sweep, model: str, density: float, better: str = "claws", worse: str = "cats") -> bool:
     """Whether the KL interval of one method lies wholly below the other's."""
     left, right = (quality_of(sweep, model, m, density).divergence() for m in (better, worse))
     return left.below(right)
+
+
+def in_order(result: Result) -> dict[str, dict[str, Any]]:
+    """Stored benchmark runs with models and methods in the order in which they were run (JSON keeps none)."""
+    methods = result.manifest["params"]["methods"]
+    return {model: {method: result.data[model][method] for method in methods} for model in MODELS}
 
 
 def benchmark_rows(stored: Mapping[str, Any], group: str) -> list[list[Any]]:

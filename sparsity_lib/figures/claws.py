@@ -62,18 +62,30 @@ def sweep(
     return figure
 
 
-def differences(found: Mapping[str, Mapping[float, Interval]], other: str) -> Figure:
-    """Paired difference of KL, CLAWS minus another method, relative to the other's KL, by density; a line a model."""
-    figure, axes = style.figure(height=2.9)
-    axes.axhline(0, color=style.BLACK, linewidth=0.8)
-    for offset, (model, points) in enumerate(found.items()):
-        color, marker = MODEL_LOOKS.get(model, (style.GRAY, "o"))
-        x = np.array(list(points)) + 0.006 * (offset - (len(found) - 1) / 2)
-        value, low, high = (np.array([getattr(i, n) for i in points.values()]) for n in ("value", "low", "high"))
-        axes.errorbar(x, value, yerr=[value - low, high - value], color=color, marker=marker, capsize=3, label=model)
-    axes.set(xlabel="FFN density", ylabel=f"KL of CLAWS minus KL of {style.look(other).label}\n(nats per token)")
-    axes.invert_xaxis()
-    axes.legend()
+def ratios(found: Mapping[str, Mapping[str, Mapping[float, Interval]]]) -> Figure:
+    """KL of CLAWS over another method's KL by density, a panel a model, a line for each other method; below 1 CLAWS is closer.
+
+    Parameters
+    ----------
+    found
+        other method -> model -> density -> ratio.
+    """
+    models = list(next(iter(found.values())))
+    figure, panels = style.figure(1, len(models), height=2.9, sharey=True, squeeze=False)
+    for axes, model in zip(panels[0], models, strict=True):
+        axes.axhline(1, color=style.BLACK, linewidth=0.8)
+        for offset, (other, by_model) in enumerate(found.items()):
+            look, points = style.look(other), by_model[model]
+            x = np.array(list(points)) + 0.008 * (offset - (len(found) - 1) / 2)
+            value, low, high = (np.array([getattr(i, n) for i in points.values()]) for n in ("value", "low", "high"))
+            axes.errorbar(
+                x, value, yerr=[value - low, high - value], color=look.color, marker=look.marker, linestyle=look.linestyle,
+                capsize=2.5, markersize=4, label=f"CLAWS over {look.label}",
+            )
+        axes.set(xlabel="FFN density", title=model)
+        axes.invert_xaxis()
+    panels[0][0].set_ylabel("ratio of the KLs to the dense model")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -86,7 +98,7 @@ def reorderings(found: Mapping[str, Sequence[Reordering]], labels: Mapping[str, 
         overlap.plot(layers, [item.jaccard for item in items], color=color, marker=marker, markersize=3.5, label=labels[basis])
         spread.plot(layers, [item.p90_p10 for item in items], color=color, marker=marker, markersize=3.5, label=labels[basis])
     overlap.set(xlabel="layer", ylabel="overlap of the masks with and\nwithout c (Jaccard)", ylim=(0, 1.02))
-    spread.set(xlabel="layer", ylabel="spread of c (90th over\n10th percentile)", yscale="log")
+    spread.set(xlabel="layer", ylabel="spread of c (90th over\n10th percentile)", ylim=(1, None))
     handles, names = overlap.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2)
     return figure

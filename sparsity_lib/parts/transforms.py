@@ -26,9 +26,9 @@ class Rotate(Transform):
     """z = Q^T x with Q the eigenvectors of sum_t x_t x_t^T (LaRoSA, arXiv 2507.01299, section 3).
 
     The second moment is decomposed in float64, after `damping` times its mean diagonal was added to its
-    diagonal as in the released code; in exact arithmetic that changes eigenvalues only, never the basis. Entries are dropped in z and
-    x' = Q z' goes to the layer: numerically the same as absorbing Q into the weights. Absorbed, the
-    rotation costs no weights; carried out at run time it reads `width**2` of them for each token.
+    diagonal as in the released code; in exact arithmetic that changes eigenvalues only, never the basis.
+    Entries are dropped in z, and x' = Q z' goes to the layer: numerically the same as absorbing Q into the
+    weights. Absorbed, the rotation costs no weights; at run time it reads `width**2` of them for each token.
     """
 
     damping: float = 0.01
