@@ -39,12 +39,16 @@ env: $(STAMP)  ## the pinned environment in .venv
 assets: env  ## fetch the models, benchmarks and texts (once, with checksums)
 	$(PY) -m sparsity_lib.assets fetch
 
-book: assets  ## execute the notebooks and render _build/html/index.html
+MATHJAX := book/_static/mathjax/es5/tex-chtml.js
+$(MATHJAX): tools/mathjax.py | env
+	$(PY) tools/mathjax.py
+
+book: assets $(MATHJAX)  ## execute the notebooks and render _build/html/index.html
 	$(PY) -m sparsity_lib.notebooks prune-cache
 	SPARSITY_PROGRESS=0 SPARSITY_RECORDS=$(CURDIR)/_build/book-records $(BIN)/jupyter-book build . $(BUILD)
 	@echo "open _build/html/index.html"
 
-book-smoke: env  ## render the committed outputs without executing (_build/smoke)
+book-smoke: env $(MATHJAX)  ## render the committed outputs without executing (_build/smoke)
 	$(PY) tools/smoke_config.py _config.yml _build/smoke/_config.yml
 	$(BIN)/jupyter-book build . --config _build/smoke/_config.yml --path-output _build/smoke $(BUILD)
 

