@@ -80,7 +80,7 @@ class Account:
     skipped_high: float
     #: Share of entries dropped by site kind, over layers and tokens.
     site_sparsity: dict[str, float]
-    #: Share of entries dropped by layer, for each site kind.
+    #: Share of entries dropped by layer, for each site kind; layers without such a site are left out.
     layer_sparsity: dict[str, list[float]]
     #: Share of all weights skipped by role of the matrix (q, k, v, o, gate, up, down, ...).
     skipped_by_role: dict[str, float]
@@ -173,7 +173,10 @@ def summarise(model: nn.Module, densities: Mapping[str, Tensor]) -> Account:
         by_role[linear.role] = by_role.get(linear.role, 0.0) + float(left.mean()) / dense
     share = skipped / dense
     kinds = {name.split(".")[1] for name in densities}
-    layers = {k: [1 - float(densities[f"{i}.{k}"].mean()) for i in range(state.sites.layers)] for k in kinds}
+    layers = {
+        kind: [1 - float(densities[f"{i}.{kind}"].mean()) for i in range(state.sites.layers) if f"{i}.{kind}" in densities]
+        for kind in kinds
+    }
     extra = sum(s.rule.transform.weights_read(state.sites.sites[int(n.split(".")[0]), n.split(".")[1]])
                 for n, s in state.sparsifiers.items())
     return Account(

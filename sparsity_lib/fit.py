@@ -182,6 +182,8 @@ def _stream(model: nn.Module, stream: list, watched: list[list[tuple[_Fitting, C
     training = [module for module in model.modules() if module.training]  # statistics of dropout are not wanted
     try:
         model.eval()
+        if needs_grad and isinstance(stream[0], Tensor):
+            lm.check_head(model)
         for at_site in watched:
             by_product: dict[bool, list] = {}
             for job, collector in at_site:

@@ -36,10 +36,33 @@ def hidden_states(model: nn.Module, ids: Tensor, **inputs) -> Tensor:
 
 
 def logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """The head on hidden states [rows, hidden] -> float32 logits [rows, vocabulary]."""
+    """The head on hidden states [rows, hidden] -> float32 logits [rows, vocabulary].
+
+    Scaled and capped as the model's own forward does; `check_head` tells whether that is all it does.
+    """
     found = model.get_output_embeddings()(hidden).float()
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    config = model.config.get_text_config()
+    found = found * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+    found = found / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
     return cap * torch.tanh(found / cap) if cap else found
+
+
+@torch.no_grad()
+def check_head(model: nn.Module) -> None:
+    """Raise SparsityError where `logits` of `hidden_states` are not the model's own: it does something else to them."""
+    ids = torch.arange(4, device=next(model.parameters()).device)[None]
+    hidden = hidden_states(model, ids)
+    expected, found = model(input_ids=ids, use_cache=False).logits[0].float(), logits(model, hidden[0])
+    tolerance = 1e-4 if hidden.dtype == torch.float32 else 0.05
+    if not expected.isfinite().all():
+        return  # a broken model: others say so, and more clearly
+    near = {"rtol": tolerance, "atol": tolerance * float(expected.std())}
+    if expected.shape != found.shape or not torch.allclose(found, expected, **near):
+        raise SparsityError(
+            f"{type(model).__name__} changes its logits after the head in a way this library does not know. "
+            "Fix: teach sparsity_lib.lm.logits that step."
+        )
 
 
 def chunks(rows: int, model: nn.Module) -> Iterator[slice]:

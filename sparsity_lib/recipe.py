@@ -119,8 +119,19 @@ class Recipe:
         fraction("token_share", self.token_share)
 
     def with_density(self, density: float) -> Recipe:
-        """The same recipe with every selection at `density`."""
+        """The same recipe with every selection at `density`.
+
+        Raises
+        ------
+        SparsityError
+            If the rules have different densities, whose proportions would be lost.
+        """
         fraction("density", density)
+        if len({rule.select.density for rule in self.rules}) > 1:
+            raise SparsityError(
+                f"The rules of {self.method!r} have different densities, one number cannot stand for them. "
+                "Fix: make the recipe anew, as in recipes.larosa(density, inputs=..., outputs=...)."
+            )
         return dataclasses.replace(
             self, rules=tuple(dataclasses.replace(r, select=r.select.with_density(density)) for r in self.rules)
         )

@@ -184,6 +184,8 @@ def _attention_sites(model, prefix, found, layer):
     if roles is None or len(widths) != 1:
         names = ", ".join(n for n, _ in found)
         raise SparsityError(f"The attention projections of block {layer} are not q, k, v, o or a fused qkv, o: {names}.")
+    letters = tuple(n.rsplit(".", 1)[-1][0] for n, _ in inputs)  # OPT lists k before q
+    roles = letters if sorted(letters) == ["k", "q", "v"] else roles
     readers = [Linear(n, layer, role, *_shape(m)) for role, (n, m) in zip(roles, inputs, strict=True)]
     yield Site(layer, QKV_IN, prefix, widths.pop(), tuple(n for n, _ in inputs), model=model), readers
     last = Linear(out_name, layer, "o", *_shape(out))

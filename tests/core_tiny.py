@@ -8,11 +8,13 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertConfig,
+    CohereConfig,
     DistilBertConfig,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -41,6 +43,8 @@ DECODERS = {
     "qwen3": lambda: Qwen3Config(**_COMMON, head_dim=8),
     "gemma2": lambda: Gemma2Config(**_COMMON, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=5.0),
     "gemma3": lambda: Gemma3TextConfig(**_COMMON, head_dim=8, query_pre_attn_scalar=8),
+    "cohere": lambda: CohereConfig(**_COMMON, logit_scale=0.25),
+    "granite": lambda: GraniteConfig(**_COMMON, logits_scaling=4.0),
     "phi3": lambda: Phi3Config(**_COMMON),
     "mixtral": lambda: MixtralConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2),
     "falcon": lambda: FalconConfig(**_FALCON, ffn_hidden_size=WIDTH, parallel_attn=True, new_decoder_architecture=False),
@@ -55,7 +59,7 @@ DECODERS = {
         bos_token_id=1, eos_token_id=2, initializer_range=0.2,
     ),
 }
-GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral")
+GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "cohere", "granite")
 OTHERS = {
     "bert": lambda: BertConfig(**_ENCODER),
     "roberta": lambda: RobertaConfig(**_ENCODER),

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from core_tiny import DECODERS, GATED, HIDDEN, LAYERS, OTHERS, WIDTH, inputs, outputs, tiny
-from transformers import AutoModelForCausalLM, GptOssConfig
+from transformers import AutoModelForCausalLM, GptOssConfig, OPTConfig
 
-from sparsity_lib import Recipe, Rule, SparsityError, find_sites, fit, install, recipes, uninstall
+from sparsity_lib import Recipe, Rule, SparsityError, account, find_sites, fit, install, installed, recipes, uninstall
 from sparsity_lib.attach import attach
 from sparsity_lib.parts.scores import Magnitude
 from sparsity_lib.parts.select import Threshold, TopK
@@ -179,3 +179,21 @@ def test_a_deep_copy_of_a_sparse_model_stands_on_its_own():
     uninstall(twin)
     assert torch.equal(outputs(twin), before)
     assert torch.equal(outputs(model), sparse)
+
+
+def test_opt_lists_its_projections_in_another_order():
+    made = OPTConfig(
+        vocab_size=61, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
+    )
+    roles = {x.name.rsplit(".", 1)[-1]: x.role for x in find_sites(AutoModelForCausalLM.from_config(made)).linears}
+    assert roles == {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "o", "fc1": "up", "fc2": "down"}
+
+
+def test_a_model_in_which_only_some_blocks_have_the_site_is_counted():
+    model = tiny("llama")
+    model.model.layers[1].self_attn = model.model.layers[1].self_attn.q_proj  # block 1 has no attention left to sparsify
+    only = Recipe("attention", (Rule("qkv_in", TopK(0.5)),))
+    model.model.layers[1].forward = lambda hidden_states, **_: hidden_states
+    ids = inputs("llama")["input_ids"]
+    with installed(model, fit(only, model, ids=ids)):
+        assert account(model, ids=ids).layer_sparsity == {"qkv_in": [0.5]}

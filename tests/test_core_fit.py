@@ -1,5 +1,10 @@
 """Fitting: streams, shared passes, what is left behind, what is refused, what it costs in memory."""
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from core_tiny import WIDTH, inputs, outputs, seen_by, tiny, tokens
@@ -229,3 +234,25 @@ def test_other_bad_arguments_are_refused(model):
 def test_skipping_the_first_token_of_experts_is_refused_as_their_tokens_have_no_place():
     with pytest.raises(SparsityError, match="skip_first"):
         fit(recipes.claws(variant="fisher_skip_first"), tiny("mixtral"), ids=IDS)
+
+
+def test_ctrl_c_in_the_middle_of_a_calibration(tmp_path):
+    """A process of its own, interrupted by the signal that a terminal sends."""
+    script = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from core_tiny import tiny
+from sparsity_lib import fit, recipes
+ids = torch.randint(3, 61, (20000, 32))
+model = tiny("llama")
+model.model.register_forward_hook(lambda *_: print("running", flush=True))
+fit(recipes.claws(), model, ids=ids).save(sys.argv[2])
+"""
+    target = tmp_path / "plan.safetensors"
+    child = subprocess.Popen([sys.executable, "-c", script, str(Path(__file__).parent), str(target)],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(5):
+        assert child.stdout.readline() == "running\n"
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode != 0 and said.rstrip().endswith("KeyboardInterrupt") and list(tmp_path.iterdir()) == []

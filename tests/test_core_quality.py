@@ -135,7 +135,7 @@ def test_quality_round_trips_through_json(model, plans):
     assert Quality.from_json(found.to_json()) == found
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite", "gpt2", "mixtral"])
 def test_the_two_halves_are_the_model(family):
     model = tiny(family)
     with torch.no_grad():
@@ -163,3 +163,20 @@ def test_the_loss_in_chunks_has_the_whole_losss_gradients(family, size, monkeypa
 def test_a_model_without_a_head_is_refused(model):
     with pytest.raises(SparsityError, match="no language-model head"):
         evaluate(model.model, {}, IDS)
+
+
+def test_a_head_that_does_more_than_we_know_is_refused():
+    model = tiny("llama")
+    forward = model.forward
+
+    def shifted(*args, **options):
+        found = forward(*args, **options)
+        found.logits = found.logits * 2
+        return found
+
+    lm.check_head(model)
+    model.forward = shifted
+    for run in (lambda: evaluate(model, {}, IDS), lambda: fit(recipes.claws(), model, ids=IDS)):
+        with pytest.raises(SparsityError, match="changes its logits after the head"):
+            run()
+    fit(recipes.cats(), model, ids=IDS)  # a method without gradients never looks at the head

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 from core_tiny import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -199,3 +200,14 @@ def test_the_share_skipped_by_design_and_its_inverse():
         assert make(density).skipped(sites, total) == pytest.approx(0.2, abs=step + 1e-9)
     with pytest.raises(SparsityError, match="cannot be skipped"):
         density_for_share(recipes.cats, model, 0.9)
+
+
+def test_one_density_cannot_stand_for_several():
+    with pytest.raises(SparsityError, match="different densities.*inputs="):
+        recipes.larosa(0.6, inputs=0.8, outputs=1.2).with_density(0.5)
+
+
+def test_a_huge_power_stays_finite():
+    collector = type("Given", (), {"result": lambda self: {"rms": torch.tensor([1e-9, 1.0, 3e8])}})()
+    c = Saliency(power=200.0).fit(collector, None)["saliency"]
+    assert c.isfinite().all() and c.argmax() == 2

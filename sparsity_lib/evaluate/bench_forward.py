@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparsity_lib import lm
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.evaluate.bench_trie import Pack, ancestor_mask
 
@@ -49,7 +50,6 @@ class PackedForward:
         if self.decoder is None or self.decoder is self.causal or self.head is None:
             raise SparsityError(f"{type(model).__name__} has no separate decoder and language model head to run packed.")
         self.config = self.causal.config.get_text_config()
-        self.softcap = getattr(self.config, "final_logit_softcapping", None)
 
     @property
     def device(self) -> torch.device:
@@ -88,8 +88,7 @@ class PackedForward:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [rows, vocabulary] in float32."""
-        logits = self.head(hidden).float()
-        return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+        return lm.logits(self.causal, hidden)
 
     @torch.inference_mode()
     def score(self, packs: Sequence[Pack], queries: Sequence[Sequence[Query]]) -> list[tuple[int, float, bool]]:

@@ -119,6 +119,7 @@ def _check(dense: nn.Module, ids: Tensor) -> None:
         raise SparsityError("The model to compare with is sparse itself. Fix: uninstall(model) first.")
     if lm.check_ids(ids).shape[1] < 2:
         raise SparsityError("Sequences of one token predict nothing. Fix: at least two tokens each.")
+    lm.check_head(dense)
 
 
 @torch.no_grad()

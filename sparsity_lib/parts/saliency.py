@@ -69,7 +69,7 @@ class Saliency(Score):
         raw = collector.result()[self.statistic].double()
         # A neuron that never had a gradient ranks last, but stays above zero so that ties stay rare.
         floor = raw[raw > 0].min() if (raw > 0).any() else torch.tensor(1.0, dtype=raw.dtype)
-        shaped = raw.clamp_min(floor) ** self.power
+        shaped = (raw.clamp_min(floor) / raw.max().clamp_min(floor)) ** self.power  # at most 1: no power overflows
         return {"saliency": (shaped / shaped.mean()).float()}
 
     def __call__(self, z: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
