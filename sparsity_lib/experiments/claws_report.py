@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,7 @@ from sparsity_lib import style
 from sparsity_lib.analysis import jaccard
 from sparsity_lib.evaluate.benchmarks import BenchmarkResult, paired_difference
 from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
-from sparsity_lib.evaluate.groups import weighted_members
 from sparsity_lib.evaluate.quality import Quality, difference
-from sparsity_lib.experiments.claws_lora import LIMITS
 from sparsity_lib.experiments.common import MODELS
 from sparsity_lib.observe import activations
 from sparsity_lib.parts.select import exact_topk
@@ -130,7 +129,12 @@ def benchmark_rows(stored: Mapping[str, Any], group: str) -> list[list[Any]]:
 def points(a: BenchmarkResult, b: BenchmarkResult, group: str) -> Number:
     """Paired difference a - b in percentage points, with its interval."""
     found = paired_difference(a, b, group)
-    return Number(100 * found.mean, "+.1f", 100 * found.lo, 100 * found.hi, rtol=0.05, atol=0.2)
+    return Number(100 * found.mean, "+z.1f", 100 * found.lo, 100 * found.hi, rtol=0.05, atol=0.2)
+
+
+def between(methods: Mapping[str, Any], method: str, base: str, group: str) -> dict[str, Any]:
+    """Paired difference method - base in points, as `report.glue_number` takes it."""
+    return asdict(points(*(BenchmarkResult.from_dict(methods[m][group]) for m in (method, base)), group))
 
 
 def task_rows(stored: Mapping[str, Any], model: str) -> tuple[list[str], list[list[Any]]]:
@@ -142,40 +146,6 @@ def task_rows(stored: Mapping[str, Any], model: str) -> tuple[list[str], list[li
         scores = [results[method].score(task) for method in methods]
         rows.append([task, scores[0].documents, *(100 * score.mean for score in scores)])
     return ["task", "documents", *map(label, methods)], rows
-
-
-def lora_rows(stored: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
-    """Rows: method, KL before and after, Avg5 and MMLU: means over seeds, and the spread between them."""
-    rows = []
-    for method, seeds in stored.items():
-        kl = [Quality.from_json(found["quality"]).divergence().value for found in seeds.values()]
-        scores = {g: [100 * BenchmarkResult.from_dict(f[g]).score(g).mean for f in seeds.values()] for g in LIMITS}
-        rows.append([label(method), len(seeds), float(np.mean(kl)), float(np.std(kl, ddof=1))]
-                    + [x for g in LIMITS for x in (float(np.mean(scores[g])), float(np.std(scores[g], ddof=1)))])
-    return rows
-
-
-def lora_difference(stored: Mapping[str, Mapping[str, Any]], group: str, draws: int = 2000) -> Interval:
-    """CLAWS minus CATS after recovery, in points, with a bootstrap over seeds and, inside them, documents.
-
-    A seed trains both methods on the same data in the same order, and both answer the same documents, so differences
-    are taken document by document; each draw picks seeds with replacement, then documents of every task.
-    """
-    results = {
-        method: [BenchmarkResult.from_dict(found[group]) for found in seeds.values()] for method, seeds in stored.items()
-    }
-    first = results["claws"][0]
-    generator = np.random.default_rng(0)
-    seeds = generator.integers(0, len(results["claws"]), size=(draws, len(results["claws"])))
-    mean, drawn = 0.0, np.zeros(draws)
-    for task, metric, weight in weighted_members(group, {t: r.documents for t, r in first.tasks.items()}):
-        right = [np.array([r.tasks[task].values[metric] for r in results[m]]) for m in ("claws", "cats")]
-        gap = right[0] - right[1]  # [seeds, documents]
-        documents = generator.integers(0, gap.shape[1], size=(draws, gap.shape[1]))
-        drawn += weight * gap[seeds[:, :, None], documents[:, None, :]].mean((1, 2))
-        mean += weight * float(gap.mean())
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(100 * mean, 100 * float(low), 100 * float(high))
 
 
 def oracle_overlap(
@@ -222,16 +192,6 @@ def verdict_avg5(stored: Mapping[str, Any], model: str, margin: float = 1.0) -> 
         f"K2, {model}", "at 50% FFN density CLAWS recovers dense-level Avg5 (Gemma-4-E2B-IT)",
         "training-free, Avg5 in points against dense; a loss of one point is allowed",
         number=number.value, low=number.low, high=number.high, margin=margin,
-    )
-
-
-def verdict_lora(stored: Mapping[str, Mapping[str, Any]]) -> Verdict:
-    """K3: MMLU of CLAWS minus CATS after one LoRA recipe, published as 49.6 - 42.8 points."""
-    found = lora_difference(stored, "mmlu")
-    return effect(
-        "K3", "with one LoRA recipe for both, MMLU 49.6 against CATS' 42.8 (Gemma-4-E2B-IT)",
-        "SmolLM2-135M-Instruct at 50% FFN density, three seeds, MMLU in points, CLAWS minus CATS",
-        number=found.value, low=found.low, high=found.high, published=6.8,
     )
 
 
