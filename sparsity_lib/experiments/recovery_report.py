@@ -109,8 +109,8 @@ def verdict_mmlu(stored: Mapping[str, Mapping[str, Any]], dense: BenchmarkResult
     if score.mean - 1.96 * score.stderr <= GUESSING:
         return not_testable(
             "K3, MMLU", WORDS,
-            f"dense, the model scores {100 * score.mean:.1f} +- {196 * score.stderr:.1f}%: not above guessing, so nothing could be "
-            "recovered. It takes a model above chance, named as MODEL in sparsity_lib/experiments/claws_lora.py",
+            f"dense, the model scores {100 * score.mean:.1f} +- {196 * score.stderr:.1f}%: not above guessing, so nothing could "
+            "be recovered. It takes a model above chance, named as MODEL in sparsity_lib/experiments/claws_lora.py",
             "make results R=claws_lora",
         )
     return _points("K3, MMLU", stored, "mmlu", "MMLU")
