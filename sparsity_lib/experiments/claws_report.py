@@ -31,7 +31,7 @@ def label(method: str) -> str:
 
 def short(model: str) -> str:
     """A model's name in tables: the embedded ones shortened, others as they are."""
-    return {"smollm2-135m-instruct": "SmolLM2", "gemma3-270m": "Gemma 3"}.get(model, model)
+    return {"smollm2-135m-instruct": "SmolLM2", "gemma3-270m": "Gemma"}.get(model, model)
 
 
 def perplexity(quality: Quality) -> Number:

@@ -14,6 +14,7 @@ from sparsity_lib.evaluate.groups import weighted_members
 from sparsity_lib.evaluate.quality import Quality
 from sparsity_lib.experiments.claws_lora import LIMITS
 from sparsity_lib.experiments.claws_report import label
+from sparsity_lib.report import Number
 from sparsity_lib.verdicts import Verdict, effect, not_testable
 
 
@@ -41,7 +42,8 @@ def rows_before(
     after = next(iter(next(iter(stored.values())).values()))
     rows = []
     for method, found in qualities.items():
-        row: list[Any] = [label(method), None, 0.0 if method == "dense" else found.divergence().value, None]
+        kl = 0.0 if method == "dense" else found.divergence().value
+        row: list[Any] = [label(method), None, Number(kl, ".3f"), None]
         for group in LIMITS:
             whole, part = (BenchmarkResult.from_dict(r[group]) for r in (benchmarks[method], after))
             row += [100 * restricted(whole, part).score(group).mean, None]
@@ -55,7 +57,7 @@ def rows_after(stored: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
     for method, seeds in stored.items():
         kl = [Quality.from_json(found["quality"]).divergence().value for found in seeds.values()]
         scores = {g: [100 * BenchmarkResult.from_dict(f[g]).score(g).mean for f in seeds.values()] for g in LIMITS}
-        rows.append([f"{label(method)} + LoRA", len(seeds), float(np.mean(kl)), float(np.std(kl, ddof=1))]
+        rows.append([f"{label(method)} + LoRA", len(seeds), Number(float(np.mean(kl)), ".3f"), Number(float(np.std(kl, ddof=1)), ".3f")]
                     + [x for g in LIMITS for x in (float(np.mean(scores[g])), float(np.std(scores[g], ddof=1)))])
     return rows
 

@@ -84,7 +84,7 @@ def ratios(found: Mapping[str, Mapping[str, Mapping[float, Interval]]]) -> Figur
             )
         axes.set(xlabel="FFN density", title=model)
         axes.invert_xaxis()
-    panels[0][0].set_ylabel("ratio of the KLs to the dense model")
+    panels[0][0].set_ylabel("KL of CLAWS over\nthat of the other")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
