@@ -57,7 +57,8 @@ def rows_after(stored: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
     for method, seeds in stored.items():
         kl = [Quality.from_json(found["quality"]).divergence().value for found in seeds.values()]
         scores = {g: [100 * BenchmarkResult.from_dict(f[g]).score(g).mean for f in seeds.values()] for g in LIMITS}
-        rows.append([f"{label(method)} + LoRA", len(seeds), Number(float(np.mean(kl)), ".3f"), Number(float(np.std(kl, ddof=1)), ".3f")]
+        after = [Number(float(number), ".3f") for number in (np.mean(kl), np.std(kl, ddof=1))]
+        rows.append([f"{label(method)} + LoRA", len(seeds), *after]
                     + [x for g in LIMITS for x in (float(np.mean(scores[g])), float(np.std(scores[g], ddof=1)))])
     return rows
 
