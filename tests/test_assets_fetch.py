@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from processes import start
 
 from sparsity_lib.assets import build, cache, fetch, registry
 from sparsity_lib.assets.__main__ import main
@@ -64,7 +65,7 @@ class Tiny:
 
     def child(self, mode: str, env: dict[str, str]) -> subprocess.Popen:
         arguments = [str(self.script), mode, str(self.source), self.wheel.sha256, str(self.wheel.size)]
-        return subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=env, stdout=-1, stderr=-1, text=True)
+        return start("-c", CHILD, *arguments, env=env)
 
     @property
     def calls(self) -> list[int]:

@@ -1,13 +1,12 @@
 """Fitting: streams, shared passes, what is left behind, what is refused, what it costs in memory."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from core_tiny import WIDTH, inputs, outputs, seen_by, tiny, tokens
+from processes import start
 
 from sparsity_lib import Recipe, Rule, SparsityError, fit, fit_many, install, recipes
 from sparsity_lib.collectors import GradientSize, LogHistogram, SecondMoment, bytes_needed
@@ -249,8 +248,7 @@ model.model.register_forward_hook(lambda *_: print("running", flush=True))
 fit(recipes.claws(), model, ids=ids).save(sys.argv[2])
 """
     target = tmp_path / "plan.safetensors"
-    child = subprocess.Popen([sys.executable, "-c", script, str(Path(__file__).parent), str(target)],
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = start("-c", script, str(Path(__file__).parent), str(target))
     for _ in range(5):
         assert child.stdout.readline() == "running\n"
     child.send_signal(signal.SIGINT)

@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
+from processes import start
 
 from sparsity_lib import notebooks, project, records
 from sparsity_lib.errors import SparsityError
@@ -72,9 +71,7 @@ def test_a_failing_run_keeps_only_a_partial_notebook(checkout, capsys):
 
 def test_ctrl_c_keeps_only_a_partial_notebook_and_ends_the_kernel(checkout):
     write(checkout, "demo", "import os\nopen('../pid', 'w').write(str(os.getpid()))\nimport time\ntime.sleep(100)")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sparsity_lib.notebooks", "run", "demo"], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = start("-m", "sparsity_lib.notebooks", "run", "demo", start_new_session=True)
     pid = checkout / "pid"
     for _ in range(600):
         if pid.exists() and pid.read_text():

@@ -120,8 +120,15 @@ def test_a_gaussian_has_the_gini_that_the_book_says():
 def test_verdicts_follow_the_numbers():
     item = observe.Reordering(0, "gate", 0.5, 0.5, 1.0, 1.0)
     still = observe.Reordering(0, "up_in", 0.95, 0.9, 0.1, 1.1)
-    assert claws_report.verdict_reorder([item] * 4, [still] * 4).outcome == "reproduced"
-    assert claws_report.verdict_reorder([still] * 4, [item] * 4).outcome == "not reproduced"
+    assert claws_report.verdict_reorder([item] * 4, [still] * 4, "x").outcome == "reproduced"
+    assert claws_report.verdict_reorder([still] * 4, [item] * 4, "x").outcome == "not reproduced"
     assert claws_report.verdict_skew("gate", {"a": [0.6, 0.7], "b": [0.65]}).outcome == "reproduced"
     assert claws_report.verdict_skew("gate", {"a": [0.42, 0.48], "b": [0.45]}).outcome == "direction only"
     assert claws_report.verdict_skew("gate", {"a": [0.3, 0.7], "b": [0.35]}).outcome == "not reproduced"
+
+
+def test_the_gini_of_a_product_of_gaussians():
+    from sparsity_lib.figures.foundations import GAUSSIAN_PRODUCT_GINI
+
+    a, b = torch.randn(2, 400_000, generator=torch.Generator().manual_seed(0))
+    assert float(analysis.gini((a * b).abs()[None])) == pytest.approx(GAUSSIAN_PRODUCT_GINI, abs=0.003)

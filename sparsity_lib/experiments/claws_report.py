@@ -195,13 +195,21 @@ def verdict_avg5(stored: Mapping[str, Any], model: str, margin: float = 1.0) -> 
     )
 
 
-def verdict_reorder(native: Sequence, rotated: Sequence) -> Verdict:
+def ratio_at_equal_share(sweep: Sweep, model: str, density: float, densities: Sequence[float]) -> float:
+    """KL of CLAWS at a density over that of CATS where it skips as much, read off CATS' curve (log KL, linear between points)."""
+    points = sweep_points({model: sweep[model]}, ("cats", "claws"), densities)[model]
+    share, kl = points["claws"][list(densities).index(density)]
+    shares, kls = zip(*sorted((s, k.value) for s, k in points["cats"]), strict=True)
+    return kl.value / float(np.exp(np.interp(share, shares, np.log(kls))))
+
+
+def verdict_reorder(native: Sequence, rotated: Sequence, where: str) -> Verdict:
     """K4: share of the mask that the multiplier exchanges, native gate over rotated inputs; barely: less than half as much."""
     moved = [[1 - item.jaccard for item in items] for items in (native, rotated)]
     found = median_interval(np.asarray(moved[0]) / np.maximum(np.asarray(moved[1]), 1e-6))
     return effect(
-        "K4", "the multiplier reorders the native gate score but barely moves LaRoSA's rotated-input score",
-        "exchanged share of the top-50% mask, gate over rotated inputs, median over layers; barely: at most half as much",
+        f"K4, {where}", "the multiplier reorders the native gate score but barely moves LaRoSA's rotated-input score",
+        f"exchanged share of the top-50% mask, gate over {where}, median over layers; barely: at most half as much",
         number=found.value, low=found.low, high=found.high, published=2.0, null=1.0,
     )
 

@@ -106,23 +106,26 @@ def reorderings(found: Mapping[str, Sequence[Reordering]], labels: Mapping[str, 
 
 def stability(found: Sequence[Mapping], variants: Sequence[str]) -> Figure:
     """KL and rank correlation of the saliency against calibration size (lines), other seeds and sources beside them."""
-    figure, (kl, rank) = style.figure(1, 2, height=3.2)
+    figure, (kl, rank) = style.figure(1, 2, height=3.4)
     largest = max(item["tokens"] for item in found)
-    for variant in variants:
+    line = [item for item in found if item["source"] is None and item["seed"] == 0]
+    rest = [item for item in found if item not in line]
+    for number, variant in enumerate(variants):
         method = "claws" if variant == "fisher" else f"claws_{variant}"
-        line = [item for item in found if item["source"] is None and item["seed"] == 0]
-        rest = [item for item in found if item not in line]
-        size = [item["tokens"] for item in line]
-        value, low, high = zip(*(item["kl"][variant] for item in line), strict=True)
-        style.line(kl, method, size, value, low=low, high=high)
-        color = style.look(method).color
+        look, shift = style.look(method), 1.08 ** number  # readings side by side, not on top of each other
+        drawn = {"color": look.color, "marker": look.marker, "markersize": 4}
+        value, low, high = (np.array(each) for each in zip(*(item["kl"][variant] for item in line), strict=True))
+        kl.errorbar(
+            [item["tokens"] * shift for item in line], value, yerr=[value - low, high - value], label=look.label,
+            linestyle=look.linestyle, elinewidth=0.6, **drawn,
+        )
         own = [item for item in line if item["tokens"] < largest]
-        style.line(rank, method, [i["tokens"] for i in own], [i["spearman"][variant] for i in own])
-        for axes, key in ((kl, "kl"), (rank, "spearman")):
-            y = [item[key][variant][0] if key == "kl" else item[key][variant] for item in rest]
-            axes.scatter([item["tokens"] for item in rest], y, marker="_", s=60, color=color, linewidths=1)
-    kl.set(xscale="log", xlabel="calibration tokens", ylabel="KL to the dense model (nats per token)")
-    rank.set(xscale="log", xlabel="calibration tokens", ylabel=f"rank correlation with c from {largest:,} tokens")
+        rank.plot([i["tokens"] * shift for i in own], [i["spearman"][variant] for i in own], linestyle=look.linestyle, **drawn)
+        beside = [item["tokens"] * 1.25 * 1.15 ** number for item in rest]
+        for axes, y in ((kl, [i["kl"][variant][0] for i in rest]), (rank, [i["spearman"][variant] for i in rest])):
+            axes.plot(beside, y, linestyle="none", markerfacecolor="none", markeredgewidth=0.7, **drawn)
+    kl.set(xscale="log", xlabel="calibration tokens", ylabel="KL to the dense model\n(nats per token)")
+    rank.set(xscale="log", xlabel="calibration tokens", ylabel=f"rank correlation with\nc from {largest:,} tokens")
     handles, labels = kl.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(variants))
     return figure

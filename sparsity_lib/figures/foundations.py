@@ -14,6 +14,8 @@ PARTS = {"attention": style.BLUE, "ffn": style.ORANGE, "head": style.GREEN, "res
 MODEL_LOOKS = {"smollm2-135m-instruct": (style.BLUE, "o"), "gemma3-270m": (style.RED, "D")}
 #: Gini coefficient of |z| for a Gaussian z: what no skewness beyond the bell curve would give.
 GAUSSIAN_GINI = np.sqrt(2) - 1
+#: That of the product of two independent Gaussians, by simulation.
+GAUSSIAN_PRODUCT_GINI = 0.571
 
 
 def weights_read(parts: Mapping[str, Mapping[str, int]]) -> Figure:
