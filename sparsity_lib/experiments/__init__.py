@@ -1,5 +1,6 @@
 """The full-size runs behind the book's tables and figures, by the name of the file they write to results/."""
 
+from sparsity_lib.bench import decode, glu, matvec
 from sparsity_lib.experiments import claws_benchmarks, claws_lora, claws_stability, claws_sweep
 
 EXPERIMENTS = {
@@ -7,4 +8,7 @@ EXPERIMENTS = {
     "claws_benchmarks": claws_benchmarks.run,
     "claws_lora": claws_lora.run,
     "claws_stability": claws_stability.run,
+    "bench/matvec": matvec.run,
+    "bench/glu": glu.run,
+    "bench/decode": decode.run,
 }

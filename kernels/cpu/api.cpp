@@ -1,0 +1,95 @@
+// The C interface that Python calls through ctypes. Returns 0, or a code of Status; sizes are checked again here, since
+// what is wrong must never become a pointer that is followed.
+#include "checks.h"
+#include "workspace.h"
+
+const Kernels* kernels = nullptr;
+
+namespace {
+
+int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+}  // namespace
+
+// What the structures measure here, for Python to compare with its own.
+EXPORT void sparsity_sizes(int64_t* out) {
+    out[0] = sizeof(Weight);
+    out[1] = sizeof(Select);
+    out[2] = sizeof(Vectors);
+    out[3] = sizeof(void*);
+}
+
+EXPORT int sparsity_start(const char* isa, void* parallel, void* index, void* size) {
+    const Kernels* chosen = choose_kernels(isa);
+    if (!chosen) return BAD_ARGUMENT;
+    kernels = chosen;
+    use_runtime(parallel, index, size);
+    return OK;
+}
+
+EXPORT const char* sparsity_isa() { return kernels ? kernels->name : ""; }
+
+EXPORT int sparsity_input_sparse(const Weight* weight, const Select* select, int64_t stripes, int64_t stripe_width,
+                                 const Vectors* x, const Vectors* y, const float* bias, int32_t share, int64_t* read,
+                                 int threads) {
+    if (!kernels || !good(weight) || !select || stripes < 1 || !x || !y || !good(*x, weight->rows) ||
+        !good(*y, weight->cols) || x->batch != y->batch || (stripes > 1 && (stripe_width < 128 || stripe_width % 128)))
+        return BAD_ARGUMENT;
+    if (read) *read = 0;
+    if (x->batch == 0) return OK;
+    Scratch scratch[MAX_THREADS];
+    float *none, *nothing;
+    threads = team_of(threads);
+    if (!prepare(weight->rows, x->batch, threads, 0, scratch, &none, &nothing)) return NO_MEMORY;
+    InputSparse call{weight, select, stripes, stripe_width, *x, *y, bias, share, read, scratch};
+    run_team([](const Team& team, void* a) { kernels->input_sparse(team, *static_cast<InputSparse*>(a)); }, &call, threads);
+    return OK;
+}
+
+EXPORT int sparsity_dense(const Weight* weight, const Vectors* x, const Vectors* y, const float* bias, int threads) {
+    if (!kernels || !good(weight) || !x || !y || !good(*x, weight->cols) || !good(*y, weight->rows) || x->batch != y->batch)
+        return BAD_ARGUMENT;
+    if (x->batch == 0) return OK;
+    Scratch scratch[MAX_THREADS];
+    float *none, *nothing;
+    threads = team_of(threads);
+    if (!prepare(weight->padded, x->batch, threads, 0, scratch, &none, &nothing)) return NO_MEMORY;
+    Dense call{weight, *x, *y, bias, scratch};
+    run_team([](const Team& team, void* a) { kernels->dense(team, *static_cast<Dense*>(a)); }, &call, threads);
+    return OK;
+}
+
+EXPORT int sparsity_glu(const Weight* gate, const Weight* up, const Weight* down, const float* gate_bias,
+                        const float* up_bias, const float* down_bias, const Select* select, int32_t activation,
+                        int32_t share, const Vectors* x, const Vectors* y, int64_t* kept, int threads) {
+    if (!kernels || !good(gate) || !good(up) || !good(down) || !select || !x || !y || gate->rows != up->rows ||
+        gate->cols != up->cols || gate->padded > up->padded || up->rows != down->rows || x->batch != y->batch ||
+        !good(*x, gate->cols) || !good(*y, down->cols) || activation < ACT_NONE || activation > ACT_RELU)
+        return BAD_ARGUMENT;
+    if (kept) *kept = 0;
+    if (x->batch == 0) return OK;
+    Scratch scratch[MAX_THREADS];
+    float *g, *h;
+    threads = team_of(threads);
+    const int64_t padded = larger(gate->padded, up->padded);
+    if (!prepare(larger(gate->rows, padded), x->batch, threads, gate->rows * x->batch, scratch, &g, &h)) return NO_MEMORY;
+    SparseGlu call{gate, up, down, gate_bias, up_bias, down_bias, *select, activation, share, *x, *y, g, h, kept, scratch};
+    run_team([](const Team& team, void* a) { kernels->sparse_glu(team, *static_cast<SparseGlu*>(a)); }, &call, threads);
+    return OK;
+}
+
+EXPORT double sparsity_read(const void* data, int64_t bytes, int threads) {
+    if (!kernels || !data || bytes < 0) return 0;
+    struct Call {
+        const void* data;
+        int64_t bytes;
+        double sums[MAX_THREADS];
+    } call{data, bytes, {0}};
+    run_team([](const Team& team, void* a) {
+        Call* c = static_cast<Call*>(a);
+        c->sums[team.index] = kernels->read_all(team, c->data, c->bytes);
+    }, &call, team_of(threads));
+    double total = 0;
+    for (double each : call.sums) total += each;
+    return total;
+}

@@ -1,0 +1,90 @@
+// Decoding one token.
+#include "checks.h"
+#include "decode_args.h"
+#include "workspace.h"
+
+namespace {
+
+int64_t widest(const Decoder& m) {
+    int64_t n = m.hidden;
+    if (m.heads * m.head_dim > n) n = m.heads * m.head_dim;
+    if (m.neurons > n) n = m.neurons;
+    return n + 128;  // and the padding of the widest line
+}
+
+bool fits(const Weight& w, const Site& site, int64_t inputs, int64_t outputs) {
+    return good(&w) && (site.active ? w.rows == inputs && w.cols == outputs : w.rows == outputs && w.cols == inputs);
+}
+
+bool good(const Decoder& m) {
+    if (m.layer_count < 1 || !m.layers || m.hidden < 1 || m.heads < 1 || m.kv_heads < 1 || m.heads % m.kv_heads ||
+        m.head_dim < 2 || m.head_dim % 2 || m.neurons < 1 || m.capacity < 1 || m.vocabulary < 1 || !m.final_norm ||
+        !m.cosine[0] || !m.sine[0] || m.cache_format > FORMAT_BF16 || m.cache_format < 0)
+        return false;
+    const Site dense = {};
+    if (!fits(m.embedding, dense, m.hidden, m.vocabulary) || !fits(m.head, dense, m.hidden, m.vocabulary)) return false;
+    const int64_t q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
+    for (int64_t i = 0; i < m.layer_count; i++) {
+        const Layer& l = m.layers[i];
+        const Site& at_down = l.at_gate.active ? l.at_gate : l.at_down;
+        if (!l.norm_attention || !l.norm_ffn || !l.keys || !l.values || l.rope < 0 || l.rope > 1 || !m.cosine[l.rope] ||
+            !m.sine[l.rope] || !fits(l.qkv, l.at_qkv, m.hidden, q + 2 * kv) || !fits(l.o, l.at_o, q, m.hidden) ||
+            !fits(l.down, at_down, m.neurons, m.hidden) || (l.at_up.active && l.at_gate.active))
+            return false;
+        if (l.at_up.active ? !fits(l.gate_up, l.at_up, m.hidden, 2 * m.neurons)
+                           : !fits(l.gate, dense, m.hidden, m.neurons) || !fits(l.up, dense, m.hidden, m.neurons))
+            return false;
+    }
+    return true;
+}
+
+struct Buffers {
+    Scratch scratch[MAX_THREADS];
+    float *residual[MAX_THREADS], *scores[MAX_THREADS];
+    float *qkv, *attention, *out, *gates, *products, *ffn;
+};
+
+void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
+    const int64_t n = widest(m);
+    for (int i = 0; i < threads; i++) {
+        b.scratch[i] = carve(c, n, 1);
+        b.residual[i] = c.take<float>(m.hidden);
+        b.scores[i] = c.take<float>(m.capacity + 16);
+    }
+    b.qkv = c.take<float>((m.heads + 2 * m.kv_heads) * m.head_dim);
+    b.attention = c.take<float>(m.heads * m.head_dim);
+    b.out = c.take<float>(m.hidden);
+    b.gates = c.take<float>(2 * m.neurons);
+    b.products = c.take<float>(m.neurons);
+    b.ffn = c.take<float>(m.hidden);
+}
+
+}  // namespace
+
+EXPORT void sparsity_decode_sizes(int64_t* out) {
+    out[0] = sizeof(Site);
+    out[1] = sizeof(Layer);
+    out[2] = sizeof(Decoder);
+}
+
+// Whether the structure is sound; asked once, when a decoder is made.
+EXPORT int sparsity_decoder_check(const Decoder* model) { return kernels && model && good(*model) ? OK : BAD_ARGUMENT; }
+
+// Logits after `token` at `position`, whose keys and values are written to the cache. `bytes` counts weights read.
+EXPORT int sparsity_decode(const Decoder* model, int64_t token, int64_t position, float* logits, double* bytes, int threads) {
+    if (!kernels || !model || !logits || token < 0 || token >= model->vocabulary || position < 0 || position >= model->capacity)
+        return BAD_ARGUMENT;
+    threads = team_of(threads);
+    Buffers b;
+    Carver count{nullptr};
+    carve_all(count, *model, threads, b);
+    char* base = workspace.reserve(count.used);
+    if (!base) return NO_MEMORY;
+    Carver real{base};
+    carve_all(real, *model, threads, b);
+    if (bytes) *bytes = 0;
+    DecodeStep step{model, token, position, logits, b.qkv, b.attention, b.out, b.gates, b.products, b.ffn, bytes,
+                    b.scratch, b.residual, b.scores};
+    run_team([](const Team& team, void* a) { kernels->decode(team, *static_cast<DecodeStep*>(a)); }, &step, threads);
+    return OK;
+}

@@ -1,0 +1,27 @@
+// Sizes and pointers checked once more on this side of the border.
+#pragma once
+#include "runtime.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+enum Status : int { OK = 0, BAD_ARGUMENT = 1, NO_MEMORY = 2 };
+extern const Kernels* kernels;
+
+namespace {
+
+inline bool good(const Weight* w) {
+    if (!w || !w->data || w->rows < 1 || w->cols < 1 || w->padded < w->cols) return false;
+    const int unit[] = {16, 32, 64, 128};
+    if (w->format < FORMAT_F32 || w->format > FORMAT_I4 || w->padded % unit[w->format]) return false;
+    if (w->format == FORMAT_I4) return w->scales && (w->group == 32 || w->group == 128);
+    return w->format != FORMAT_I8 || w->scales;
+}
+
+inline bool good(const Vectors& v, int64_t width) {
+    return v.batch >= 0 && v.batch <= MAX_BATCH && (v.batch == 0 || v.data) && (v.stride >= width || v.batch <= 1) &&
+           (v.format == FORMAT_F32 || v.format == FORMAT_BF16);
+}
+
+inline int team_of(int threads) { return threads < 1 ? 1 : threads > 256 ? 256 : has_runtime() ? threads : 1; }
+
+}  // namespace

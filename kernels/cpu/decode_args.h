@@ -1,0 +1,46 @@
+// A decoder-only transformer as the decoding loop sees it: one token at a time, all layers in one call.
+// Kept in step with sparsity_lib/decode/structures.py.
+#pragma once
+#include "ops_args.h"
+
+// What is dropped in front of a projection; without it the projection is dense, and packed by outputs.
+struct Site {
+    Select select;
+    int32_t active;
+    int32_t unused;
+};
+
+struct Layer {
+    // Norm weights as multipliers (Gemma's 1 + w added up before). The two `after` and the head norms may be null.
+    const float *norm_attention, *norm_after_attention, *norm_ffn, *norm_after_ffn, *norm_q, *norm_k;
+    Weight qkv, o;         // qkv: q, k and v as one matrix
+    Weight gate, up;       // by outputs; unused where the FFN's input is sparse
+    Weight gate_up, down;  // gate_up: by inputs, one matrix, used where the FFN's input is sparse
+    const float *qkv_bias, *o_bias, *gate_bias, *up_bias, *gate_up_bias, *down_bias;
+    Site at_qkv, at_o, at_up, at_gate, at_down;
+    void *keys, *values;   // [kv_heads, capacity, head_dim]
+    int32_t window;        // tokens that attention looks back, this one included; 0: all
+    int32_t rope;          // which table of rotations
+};
+
+struct Decoder {
+    const Layer* layers;
+    int64_t layer_count, hidden, heads, kv_heads, head_dim, neurons, capacity, vocabulary;
+    Weight embedding, head;  // by outputs
+    const float* final_norm;
+    const float *cosine[2], *sine[2];  // [capacity, head_dim]
+    float eps, scaling, embedding_scale, attention_cap, logit_cap, logit_factor;
+    int32_t activation, cache_format;
+};
+
+struct DecodeStep {
+    const Decoder* model;
+    int64_t token, position;
+    float* logits;  // [vocabulary]
+    // Shared between threads.
+    float *qkv, *attention, *out, *gates, *products, *ffn;
+    double* bytes;  // of weights read, added up (may be null)
+    Scratch* scratch;
+    float** residual;  // one [hidden] a thread
+    float** scores;    // one [capacity] a thread
+};

@@ -1,0 +1,165 @@
+// The operators as one thread of a team sees them. Buffers come from the caller (workspace.h), sizes are checked there.
+#pragma once
+#include "activate.h"
+#include "choose.h"
+#include "linear.h"
+#include "ops_args.h"
+#include "parallel.h"
+
+namespace ISA {
+
+constexpr int64_t SPLIT = 128;  // outputs are shared among threads in pieces of whole lines of every format
+
+static inline void read_vector(const Vectors& v, int t, int64_t n, int64_t padded, float* out) {
+    if (v.format == FORMAT_F32) {
+        __builtin_memcpy(out, (const float*)v.data + t * v.stride, n * sizeof(float));
+    } else {
+        const uint16_t* from = (const uint16_t*)v.data + t * v.stride;
+        for (int64_t i = 0; i < n; i++) out[i] = from_bf16(from[i]);
+    }
+    for (int64_t i = n; i < padded; i++) out[i] = 0.0f;
+}
+
+static inline void write_vector(const Vectors& v, int t, int64_t at, int64_t n, const float* from) {
+    if (v.format == FORMAT_F32) {
+        __builtin_memcpy((float*)v.data + t * v.stride + at, from, n * sizeof(float));
+    } else {
+        uint16_t* to = (uint16_t*)v.data + t * v.stride + at;
+        for (int64_t i = 0; i < n; i++) to[i] = to_bf16(from[i]);
+    }
+}
+
+// Rows that any token keeps, ascending, and x[n][t]: a token's value there, or 0 where it dropped that row itself
+// (SHARE_OWN). x: [tokens][n] at `stride`. Returns the number of rows; *kept adds up what each token kept.
+static inline int64_t choose_rows(const Select& s, const float* x, int64_t stride, int64_t n, int tokens, int32_t share,
+                                  const Scratch& b, int64_t* kept) {
+    if (tokens == 1) {
+        score_entries(s, x, n, b.value, b.score);
+        const int64_t count = keep_entries(s, b.score, n, b.rows, b.counts);
+        for (int64_t i = 0; i < count; i++) b.factors[i] = b.value[b.rows[i]];
+        *kept = count;
+        return count;
+    }
+    __builtin_memset(b.marks, 0, n * sizeof(uint16_t));
+    *kept = 0;
+    for (int t = 0; t < tokens; t++) {
+        score_entries(s, x + t * stride, n, b.value, b.score);
+        const int64_t count = keep_entries(s, b.score, n, b.rows, b.counts);
+        for (int64_t i = 0; i < count; i++) b.marks[b.rows[i]] |= (uint16_t)(1u << t);
+        *kept += count;
+    }
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (!b.marks[i]) continue;
+        const float shift = s.shift ? s.shift[i] : 0.0f;
+        for (int t = 0; t < tokens; t++) {
+            const bool own = share == SHARE_UNION || ((b.marks[i] >> t) & 1);
+            b.factors[count * tokens + t] = own ? x[t * stride + i] - shift : 0.0f;
+        }
+        b.rows[count++] = (int32_t)i;
+    }
+    return count;
+}
+
+// One block of outputs of add_rows, with scales and bias, into y.
+static inline void finish_block(const Weight& w, const float* bias, const Vectors& y, float* acc, int64_t acc_stride,
+                                int64_t from, int64_t to) {
+    const int64_t last = to < w.cols ? to : w.cols;
+    for (int t = 0; t < y.batch; t++) {
+        float* own = acc + t * acc_stride;
+        if (w.format == FORMAT_I8)
+            for (int64_t o = from; o < last; o++) own[o - from] *= ((const float*)w.scales)[o];
+        if (bias)
+            for (int64_t o = from; o < last; o++) own[o - from] += bias[o];
+        if (last > from) write_vector(y, t, from, last - from, own);
+    }
+}
+
+static inline void columns(const Weight& w, const int32_t* rows, const float* factors, int64_t count, const float* bias,
+                           const Vectors& y, float* acc, int64_t begin, int64_t end) {
+    const int64_t block = block_of(y.batch);
+    for (int64_t from = begin; from < end; from += block) {
+        const int64_t to = from + block < end ? from + block : end;
+        WITH_FORMAT(w, add_rows<F>(w, rows, factors, count, y.batch, acc, block, from, to));
+        finish_block(w, bias, y, acc, block, from, to);
+    }
+}
+
+static inline void split(const Team& team, int64_t padded, int64_t* begin, int64_t* end) {
+    const int64_t pieces = (padded + SPLIT - 1) / SPLIT;
+    *begin = team.begin(pieces) * SPLIT;
+    *end = team.end(pieces) * SPLIT;
+    if (*end > padded) *end = padded;
+    if (*begin > padded) *begin = padded;
+}
+
+// y = W^T (kept entries of x) + bias, W [inputs, outputs]; a stripe of outputs has its own rule.
+static void input_sparse(const Team& team, const InputSparse& a) {
+    const Weight& w = *a.weight;
+    const Scratch& b = a.scratch[team.index];
+    const int64_t n = w.rows;
+    for (int t = 0; t < a.x.batch; t++) read_vector(a.x, t, n, n, b.x + t * n);
+    int64_t begin, end, kept, count = 0, total = 0;
+    split(team, w.padded, &begin, &end);
+    const int64_t width = a.stripes == 1 ? w.padded : a.stripe_width;
+    for (int64_t from = begin; from < end;) {
+        const int64_t stripe = from / width < a.stripes ? from / width : a.stripes - 1;
+        const int64_t edge = stripe + 1 == a.stripes ? w.padded : (stripe + 1) * width;
+        const int64_t to = edge < end ? edge : end;
+        count = choose_rows(a.select[stripe], b.x, n, n, a.x.batch, a.share, b, &kept);
+        columns(w, b.rows, b.factors, count, a.bias, a.y, b.acc, from, to);
+        const int64_t real = (to < w.cols ? to : w.cols) - from;
+        total += real > 0 ? count * real : 0;
+        from = to;
+    }
+    if (a.read) __atomic_fetch_add(a.read, total, __ATOMIC_RELAXED);
+}
+
+// y = W x + bias, W [outputs, inputs], nothing skipped.
+static void dense(const Team& team, const Dense& a) {
+    const Weight& w = *a.weight;
+    const Scratch& b = a.scratch[team.index];
+    for (int t = 0; t < a.x.batch; t++) read_vector(a.x, t, w.cols, w.padded, b.x + t * w.padded);
+    float found[MAX_BATCH];
+    for (int64_t row = team.begin(w.rows); row < team.end(w.rows); row++) {
+        WITH_FORMAT(w, dot_row<F>(w, row, b.x, w.padded, a.x.batch, found, look_ahead<F>(w, 0, 0, row, w.rows)));
+        for (int t = 0; t < a.x.batch; t++) {
+            if (a.bias) found[t] += a.bias[row];
+            write_vector(a.y, t, row, 1, found + t);
+        }
+    }
+}
+
+// y = W_down^T (g * (W_up x)) over the neurons kept, g = act(W_gate x), kept by the rule on g. In one call.
+static void sparse_glu(const Team& team, const SparseGlu& a) {
+    const Scratch& b = a.scratch[team.index];
+    const int tokens = a.x.batch;
+    const int64_t neurons = a.gate->rows, inputs = a.gate->cols, padded = a.gate->padded;
+    for (int t = 0; t < tokens; t++) read_vector(a.x, t, inputs, padded, b.x + t * padded);
+    float found[MAX_BATCH];
+    const int64_t first = team.begin(neurons), last = team.end(neurons);
+    for (int64_t j = first; j < last; j++) {
+        WITH_FORMAT(*a.gate, dot_row<F>(*a.gate, j, b.x, padded, tokens, found, look_ahead<F>(*a.gate, 0, 0, j, last)));
+        for (int t = 0; t < tokens; t++) a.g[t * neurons + j] = found[t] + (a.gate_bias ? a.gate_bias[j] : 0.0f);
+    }
+    for (int t = 0; t < tokens; t++) activate(a.g + t * neurons + first, last - first, a.activation);
+    team.wait();
+    int64_t kept;
+    const int64_t count = choose_rows(a.select, a.g, neurons, neurons, tokens, a.share, b, &kept);
+    const int64_t begin = team.begin(count), end = team.end(count);
+    for (int64_t n = begin; n < end; n++) {
+        const int64_t j = b.rows[n];
+        WITH_FORMAT(*a.up, dot_row<F>(*a.up, j, b.x, padded, tokens, found, look_ahead<F>(*a.up, b.rows, 0, n, end)));
+        for (int t = 0; t < tokens; t++) {  // not 0 times what may be infinite
+            const bool own = tokens == 1 || a.share == SHARE_UNION || ((b.marks[j] >> t) & 1);
+            a.h[n * tokens + t] = own ? b.factors[n * tokens + t] * (found[t] + (a.up_bias ? a.up_bias[j] : 0.0f)) : 0.0f;
+        }
+    }
+    team.wait();
+    int64_t from, to;
+    split(team, a.down->padded, &from, &to);
+    columns(*a.down, b.rows, a.h, count, a.down_bias, a.y, b.acc, from, to);
+    if (a.kept && team.index == 0) *a.kept = count;
+}
+
+}  // namespace ISA

@@ -1,0 +1,41 @@
+// What Python hands over, by pointer. Kept in step with sparsity_lib/ops/library.py.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+enum Format : int32_t { FORMAT_F32 = 0, FORMAT_BF16 = 1, FORMAT_I8 = 2, FORMAT_I4 = 3 };
+enum Activation : int32_t { ACT_NONE = 0, ACT_SILU = 1, ACT_GELU_TANH = 2, ACT_GELU = 3, ACT_RELU = 4 };
+enum Share : int32_t { SHARE_OWN = 0, SHARE_UNION = 1 };
+
+// A matrix [rows, cols], cols contiguous and padded with zeros to whole 64-byte lines.
+//   rows = outputs, cols = inputs: rows can be skipped (gate and up projections)
+//   rows = inputs, cols = outputs: inputs can be skipped (down projection, any linear layer)
+// int8: one scale an output. int4: one bfloat16 scale for `group` entries along a row; see formats.h.
+struct Weight {
+    const void* data;
+    const void* scales;
+    int64_t rows;
+    int64_t cols;
+    int64_t padded;
+    int32_t format;
+    int32_t group;
+};
+
+// Keep entry i where |x_i - shift_i| * scale_i is not <= threshold (so NaN is kept), or is among the k largest.
+// threshold_each: one threshold an entry instead (null: the scalar).
+struct Select {
+    const float* shift;
+    const float* scale;
+    const float* threshold_each;
+    float threshold;
+    int32_t by_rank;
+    int64_t k;
+};
+
+// A batch of vectors: float32 or bfloat16 (Format), `stride` entries apart.
+struct Vectors {
+    void* data;
+    int64_t stride;
+    int32_t format;
+    int32_t batch;
+};

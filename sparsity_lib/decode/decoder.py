@@ -1,0 +1,218 @@
+"""Decoding with weights left unread: the whole model in one compiled call for each token."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsity_lib.checks import count
+from sparsity_lib.decode import structures
+from sparsity_lib.decode.rules import PLACES, Choice, check_sites, choice_of
+from sparsity_lib.decode.sources import ModelSource
+from sparsity_lib.errors import SparsityError, refuse
+from sparsity_lib.install import installed, installed_on
+from sparsity_lib.ops import library
+from sparsity_lib.ops.packed import Packed, pack
+from sparsity_lib.ops.reference import ACTIVATIONS
+from sparsity_lib.plan import Plan
+from sparsity_lib.progress import track
+
+_CACHES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class Decoder:
+    """A decoder-only model whose tokens are computed by the compiled operators, dense or under a plan.
+
+        decoder = Decoder(model, plan)
+        tokens = decoder.generate(ids, max_new_tokens=100)
+
+    The prompt is read by the Hugging Face model itself (with the plan installed); from then on one compiled call makes a
+    token: no Python between layers, a static cache, masks chosen inside. Weights are packed once, in the layout that their
+    site needs; sums are float32, so a bfloat16 model's numbers differ from Hugging Face's by the roundings in between.
+
+    Parameters
+    ----------
+    model
+        A dense Hugging Face decoder (Llama, Mistral, Qwen, Gemma), float32 or bfloat16; or a `ModelSource`.
+    plan
+        What is left out; None for the dense model.
+    format, group
+        Of the packed weights (see `ops.pack`); by default the model's own dtype.
+    capacity
+        Tokens that the cache holds, prompt included.
+
+    Raises
+    ------
+    SparsityError
+        If the model's structure or a part of the plan has no compiled counterpart, or there is no compiled library.
+    """
+
+    def __init__(
+        self, model: nn.Module | ModelSource, plan: Plan | None = None, *, format: str | None = None, group: int = 32,
+        capacity: int = 2048, choices: Callable[[int, str, int], Choice | None] | None = None,
+    ) -> None:
+        self._native = library.load()
+        if self._native is None:
+            fix = "use model.generate, or install a C++ compiler and the package again"
+            raise SparsityError(f"There is no compiled library to decode with. Fix: {fix}.")
+        if isinstance(model, nn.Module) and installed_on(model) is not None:
+            raise SparsityError("The decoder starts from the dense model. Fix: uninstall(model), and pass the plan.")
+        self.source = model if isinstance(model, ModelSource) else ModelSource(model)
+        if self.source.dtype not in _CACHES:
+            raise refuse("dtype of the model", self.source.dtype, "torch.float32 or torch.bfloat16")
+        self.architecture, self.plan = self.source.architecture, plan
+        self.capacity = count("capacity", capacity)
+        self.position = 0
+        #: Bytes of weights read for the last token.
+        self.bytes_read = 0.0
+        self._format, self._group = format, group
+        self._choices = choices if plan is None else self._planned(plan)
+        self._alive: list[Any] = []  # what the structures point to
+        self._model = self._build()
+        self._logits = torch.empty(self.architecture.vocabulary)
+        self._bytes = ctypes.c_double()
+        self._start_library()
+
+    @staticmethod
+    def _planned(plan: Plan) -> Callable[[int, str, int], Choice | None]:
+        check_sites(plan.recipe)
+        rules = {rule.site: rule for rule in plan.recipe.rules}
+
+        def choose(layer: int, site: str, width: int) -> Choice | None:
+            if site not in rules:
+                return None
+            start = f"{layer}.{site}."
+            tensors = {name.removeprefix(start): t for name, t in plan.tensors.items() if name.startswith(start)}
+            return choice_of(rules[site], tensors, width)
+
+        return choose
+
+    def _start_library(self) -> None:
+        sizes = (ctypes.c_int64 * 3)()
+        self._native.sparsity_decode_sizes(sizes)
+        if list(sizes) != [ctypes.sizeof(s) for s in (structures.Site, structures.Layer, structures.Model)]:
+            raise SparsityError("The compiled library was built from other sources. Fix: pip install the package again.")
+        library.check(self._native.sparsity_decoder_check(ctypes.byref(self._model)), "decode")
+
+    def _keep(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        tensor = tensor.detach().float().contiguous()
+        self._alive.append(tensor)
+        return tensor.data_ptr()
+
+    def _pack(self, weight: Tensor, skip: str) -> structures.Weight:
+        packed: Packed = pack(weight.detach(), skip, self._format, self._group)
+        self._alive.append(packed)
+        return library.weight_of(packed)
+
+    def _site(self, choice: Choice | None) -> structures.Site:
+        if choice is None:
+            return structures.Site()
+        rule = library.Select(None, self._keep(choice.scale), None, choice.threshold, int(choice.k is not None), choice.k or 0)
+        return structures.Site(rule, 1, 0)
+
+    def _build(self) -> structures.Model:
+        a = self.architecture
+        tables = self.source.rotations(self.capacity)
+        kinds = list(tables)
+        if len(kinds) > 2:
+            raise SparsityError(f"The decoder knows models with two kinds of rotations, this one has {len(kinds)}.")
+        shape = (a.layers, 2, a.kv_heads, self.capacity, a.head_dim)
+        self.cache = torch.zeros(shape, dtype=self.source.dtype)
+        layers = (structures.Layer * a.layers)()
+        for i in track(range(a.layers), desc="packing weights", unit="layer"):
+            self._fill(layers[i], i, kinds.index(a.kinds[i]))
+        embedding = self._pack(self.source.embedding(), "outputs")
+        head = self.source.head()
+        cosine, sine = ((ctypes.c_void_p * 2)(*(self._keep(tables[k][n]) for k in kinds)) for n in (0, 1))
+        self._alive.append(layers)
+        return structures.Model(
+            layers=ctypes.cast(layers, ctypes.POINTER(structures.Layer)), layer_count=a.layers, hidden=a.hidden, heads=a.heads,
+            kv_heads=a.kv_heads, head_dim=a.head_dim, neurons=a.neurons, capacity=self.capacity, vocabulary=a.vocabulary,
+            embedding=embedding, head=embedding if head is None else self._pack(head, "outputs"),
+            final_norm=self._keep(self.source.final_norm()), cosine=cosine, sine=sine, eps=a.eps, scaling=a.scaling,
+            embedding_scale=a.embedding_scale, attention_cap=a.attention_cap, logit_cap=a.logit_cap, logit_factor=1.0,
+            activation=ACTIVATIONS[a.activation], cache_format=_CACHES[self.source.dtype])
+
+    def _fill(self, layer: structures.Layer, i: int, rope: int) -> None:
+        a, source = self.architecture, self.source
+        widths = {"qkv_in": a.hidden, "o_in": a.heads * a.head_dim, "up_in": a.hidden, "gate": a.neurons, "down_in": a.neurons}
+        choices = {site: self._choices(i, site, width) if self._choices else None for site, width in widths.items()}
+        for name, tensor in source.norms(i).items():
+            setattr(layer, name, self._keep(tensor))
+        for site, choice in choices.items():
+            setattr(layer, PLACES[site], self._site(choice))
+
+        def skip(site: str) -> str:
+            return "inputs" if choices[site] is not None else "outputs"
+
+        def joined(names: str) -> tuple[Tensor, Tensor | None]:
+            biases = [source.bias(i, n) for n in names.split()]
+            weights = [source.matrix(i, n).detach() for n in names.split()]
+            return torch.cat(weights), None if biases[0] is None else torch.cat([b.detach() for b in biases])
+
+        weight, bias = joined("q k v")
+        layer.qkv, layer.qkv_bias = self._pack(weight, skip("qkv_in")), self._keep(bias)
+        layer.o, layer.o_bias = self._pack(source.matrix(i, "o"), skip("o_in")), self._keep(source.bias(i, "o"))
+        if choices["up_in"] is not None:
+            weight, bias = joined("gate up")
+            layer.gate_up, layer.gate_up_bias = self._pack(weight, "inputs"), self._keep(bias)
+        else:
+            for name in ("gate", "up"):
+                setattr(layer, name, self._pack(source.matrix(i, name), "outputs"))
+                setattr(layer, f"{name}_bias", self._keep(source.bias(i, name)))
+        rows = "inputs" if choices["gate"] is not None or choices["down_in"] is not None else "outputs"
+        layer.down, layer.down_bias = self._pack(source.matrix(i, "down"), rows), self._keep(source.bias(i, "down"))
+        layer.keys, layer.values = self.cache[i, 0].data_ptr(), self.cache[i, 1].data_ptr()
+        layer.window, layer.rope = a.windows[i], rope
+
+    def step(self, token: int) -> Tensor:
+        """Logits [vocabulary] (float32, overwritten by the next call) after one more token.
+
+        Raises
+        ------
+        SparsityError
+            If the cache is full or the token is none of the vocabulary's.
+        """
+        if not 0 <= token < self.architecture.vocabulary:
+            raise refuse("token", token, f"a whole number in [0, {self.architecture.vocabulary})")
+        if self.position >= self.capacity:
+            raise SparsityError(f"The cache holds {self.capacity} tokens and is full. Fix: Decoder(..., capacity=...).")
+        status = self._native.sparsity_decode(
+            ctypes.byref(self._model), ctypes.c_int64(token), ctypes.c_int64(self.position),
+            ctypes.c_void_p(self._logits.data_ptr()), ctypes.byref(self._bytes), torch.get_num_threads())
+        library.check(status, "decode")
+        self.position += 1
+        self.bytes_read = self._bytes.value
+        return self._logits
+
+    @torch.no_grad()
+    def prefill(self, ids: Tensor) -> Tensor:
+        """Read a prompt [1, tokens] with the Hugging Face model, plan installed; returns the logits after it."""
+        if ids.dim() != 2 or len(ids) != 1 or not ids.shape[1] or ids.shape[1] > self.capacity:
+            raise refuse("shape of ids", tuple(ids.shape), f"(1, tokens) with 1 to {self.capacity} tokens")
+        with installed(self.source.model, self.plan):
+            found = self.source.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        for i, layer in enumerate(found.past_key_values.layers):
+            for n, kept in enumerate((layer.keys, layer.values)):
+                start = ids.shape[1] - kept.shape[2]  # sliding layers keep their last tokens only
+                self.cache[i, n, :, start : ids.shape[1]] = kept[0]
+        self.position = ids.shape[1]
+        return found.logits[0, -1].float()
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self.position = 0
+
+    def generate(self, ids: Tensor, max_new_tokens: int, eos: int | None = None) -> Tensor:
+        """Greedy continuation of a prompt [1, tokens]: the new tokens [1, up to max_new_tokens]."""
+        count("max_new_tokens", max_new_tokens)
+        found = [int(self.prefill(ids).argmax())]
+        while len(found) < max_new_tokens and found[-1] != eos:
+            found.append(int(self.step(found[-1]).argmax()))
+        return torch.tensor([found])

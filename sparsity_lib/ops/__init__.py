@@ -1,0 +1,177 @@
+"""Operators that leave weights unread: one contract, and the fastest backend at hand behind it.
+
+    w = pack(linear.weight, skip="inputs")             # once
+    y = input_sparse(x, w, threshold=0.3)              # entries with |x| <= 0.3 cost nothing
+
+CPU: C++ (kernels/cpu), compiled by the install; without a compiler, plain PyTorch and one warning.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparsity_lib.errors import SparsityError, refuse, unknown
+from sparsity_lib.ops import operators  # noqa: F401  (registers torch.ops.sparsity)
+from sparsity_lib.ops.packed import FORMATS, Packed, pack
+from sparsity_lib.ops.reference import ACTIVATIONS
+
+__all__ = ["ACTIVATIONS", "FORMATS", "Packed", "glu", "input_sparse", "linear", "pack"]
+
+Share = Literal["own", "union"]
+#: Outputs of a stripe come in whole pieces of this many.
+STRIPE = 128
+
+
+def input_sparse(
+    x: Tensor, weight: Packed, *, threshold: float | Tensor | None = None, k: int | None = None, shift: Tensor | None = None,
+    scale: Tensor | None = None, stripe_width: int | None = None, bias: Tensor | None = None, share: Share = "own",
+) -> Tensor:
+    """A linear layer that reads only the weights of the inputs it keeps.
+
+        y_o = b_o + sum_i m_i (x_i - shift_i) W[o, i],   m_i = |x_i - shift_i| scale_i > threshold, or among the k largest
+
+    The sum is taken in float32. NaN is kept, so that it stays visible; ties in rank go to the lower index.
+
+    Parameters
+    ----------
+    x
+        [..., in] float32 or bfloat16.
+    weight
+        Packed with skip="inputs".
+    threshold
+        One number; or [in], one an input; or, with `stripe_width`, [stripes, in]: outputs [s * stripe_width, ...) follow
+        row s, the last stripe takes what is left (granular sparsity, as in CWIC).
+    k
+        Keep exactly k entries of each token instead.
+    shift, scale, bias
+        float32 [in], [in], [out]. SCAP's shift m is exact if the bias holds b + W m.
+    share
+        "own": each token of the batch drops its own entries. "union": all use what any of them keeps (in
+        batches of 16).
+
+    Returns
+    -------
+    Tensor
+        [..., out] in x's dtype.
+
+    Raises
+    ------
+    SparsityError
+        For a wrong shape, dtype or device, or neither or both of threshold and k.
+    """
+    flat = _flat(x, weight, "inputs")
+    k = _rank_or_threshold(threshold, k, weight.inputs)
+    each = None
+    if isinstance(threshold, Tensor):
+        if stripe_width is None:
+            wanted = (weight.inputs,)
+        else:
+            if isinstance(stripe_width, bool) or not isinstance(stripe_width, int) or stripe_width < 1 or stripe_width % STRIPE:
+                raise refuse("stripe_width", stripe_width, f"a multiple of {STRIPE}")
+            wanted = (max(1, -(-weight.outputs // stripe_width)), weight.inputs)
+        each = _vector("threshold", threshold, wanted, x)
+    elif stripe_width is not None:
+        raise refuse("threshold", threshold, "a tensor [stripes, in] where stripe_width is given")
+    y = torch.ops.sparsity.input_sparse(
+        flat, weight.data, weight.scales, [weight.rows, weight.cols, weight.padded], weight.format, weight.group,
+        _vector("shift", shift, (weight.inputs,), x), _vector("scale", scale, (weight.inputs,), x), each,
+        0.0 if each is not None or threshold is None else float(threshold), k, stripe_width or 0,
+        _vector("bias", bias, (weight.outputs,), x), _union(share))
+    return y.view(*x.shape[:-1], weight.outputs)
+
+
+def linear(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
+    """y = W x + b for x [..., in] with W packed by skip="outputs", nothing skipped."""
+    flat = _flat(x, weight, "outputs")
+    y = torch.ops.sparsity.linear(
+        flat, weight.data, weight.scales, [weight.rows, weight.cols, weight.padded], weight.format, weight.group,
+        _vector("bias", bias, (weight.outputs,), x))
+    return y.view(*x.shape[:-1], weight.outputs)
+
+
+def glu(
+    x: Tensor, gate: Packed, up: Packed, down: Packed, *, activation: str, threshold: float | None = None, k: int | None = None,
+    saliency: Tensor | None = None, gate_bias: Tensor | None = None, up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None, share: Share = "own",
+) -> Tensor:
+    """A gated FFN that reads the up and down weights of the neurons it keeps (CATS, CLAWS).
+
+        g = act(W_gate x),  m_j = |g_j| c_j > threshold or among the k largest,  y = W_down (m * g * (W_up x))
+
+    Parameters
+    ----------
+    x
+        [..., in] float32 or bfloat16.
+    gate, up, down
+        Packed with skip="outputs", "outputs" and "inputs", in one format.
+    activation
+        One of `ACTIVATIONS`.
+    saliency
+        c, float32 [neurons].
+
+    Raises
+    ------
+    SparsityError
+        For a wrong shape, dtype or device, formats that differ, or neither or both of threshold and k.
+    """
+    flat = _flat(x, gate, "outputs")
+    for name, packed, skip, shape in (("up", up, "outputs", (gate.outputs, gate.inputs)), ("down", down, "inputs", None)):
+        if not isinstance(packed, Packed) or packed.skip != skip:
+            raise refuse(name, getattr(packed, "skip", packed), f"a weight packed with skip={skip!r}")
+        if (packed.format, packed.group) != (gate.format, gate.group):
+            raise refuse(f"format of {name}", packed.format, f"{gate.format!r} as gate has, with the same group")
+        if shape and (packed.outputs, packed.inputs) != shape or not shape and packed.inputs != gate.outputs:
+            raise refuse(f"shape of {name}", (packed.outputs, packed.inputs), "one that fits gate's")
+    if activation not in ACTIVATIONS:
+        raise unknown("activation", activation, ACTIVATIONS)
+    k = _rank_or_threshold(threshold, k, gate.outputs)
+    weights = [part for w in (gate, up, down) for part in (w.data, w.scales, [w.rows, w.cols, w.padded])]
+    neurons = (gate.outputs,)
+    y = torch.ops.sparsity.glu(
+        flat, *weights, gate.format, gate.group, _vector("gate_bias", gate_bias, neurons, x),
+        _vector("up_bias", up_bias, neurons, x), _vector("down_bias", down_bias, (down.outputs,), x),
+        _vector("saliency", saliency, neurons, x),
+        0.0 if threshold is None else float(threshold), k, ACTIVATIONS[activation], _union(share))
+    return y.view(*x.shape[:-1], down.outputs)
+
+
+def _flat(x: Tensor, weight: Packed, skip: str) -> Tensor:
+    if not isinstance(weight, Packed) or weight.skip != skip:
+        raise refuse("weight", getattr(weight, "skip", type(weight).__name__), f"one packed with skip={skip!r}", "see ops.pack")
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.bfloat16):
+        raise refuse("dtype of x", getattr(x, "dtype", type(x).__name__), "torch.float32 or torch.bfloat16")
+    if x.dim() < 1 or x.shape[-1] != weight.inputs:
+        raise refuse("shape of x", tuple(x.shape), f"[..., {weight.inputs}]")
+    if x.device != weight.data.device:
+        raise refuse("device of x", str(x.device), f"the weight's, {weight.data.device}")
+    return x.detach().reshape(-1, weight.inputs).contiguous()
+
+
+def _rank_or_threshold(threshold: object, k: int | None, width: int) -> int:
+    if (threshold is None) == (k is None):
+        raise SparsityError("Say what is kept: either threshold= or k=, and not both.")
+    if k is None:
+        if not isinstance(threshold, Tensor) and (isinstance(threshold, bool) or not isinstance(threshold, (int, float))):
+            raise refuse("threshold", threshold, "a number or a float32 tensor")
+        return -1
+    if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= width:
+        raise refuse("k", k, f"a whole number in [0, {width}]")
+    return k
+
+
+def _vector(name: str, value: Tensor | None, shape: tuple[int, ...], x: Tensor) -> Tensor | None:
+    if value is None:
+        return None
+    if not isinstance(value, Tensor) or value.dtype != torch.float32 or tuple(value.shape) != shape or value.device != x.device:
+        shown = f"{getattr(value, 'dtype', type(value).__name__)} {tuple(getattr(value, 'shape', ()))}"
+        raise refuse(name, shown, f"a float32 tensor {list(shape)} on {x.device}")
+    return value.detach().contiguous()
+
+
+def _union(share: str) -> bool:
+    if share not in ("own", "union"):
+        raise unknown("share", share, ("own", "union"))
+    return share == "union"

@@ -1,0 +1,145 @@
+"""Weights in the layouts that kernels read: rows that can be skipped, contiguous, padded to whole cache lines.
+
+    skip="outputs"   rows are outputs, W [out, in]     gate and up projections of a gated FFN
+    skip="inputs"    rows are inputs,  W^T [in, out]   the down projection, and any linear layer with dropped inputs
+
+A linear layer is packed once, in the layout that its site needs: no second copy is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsity_lib.errors import SparsityError, refuse, unknown
+
+#: Formats by the names of `pack`, with the C++ side's numbers, entries of a 64-byte line, and bits an entry.
+FORMATS = {"float32": (0, 16, 32), "bfloat16": (1, 32, 16), "int8": (2, 64, 8), "int4": (3, 128, 4)}
+SKIPS = ("inputs", "outputs")
+GROUPS = (32, 128)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed weight matrix; make it with `pack`.
+
+    data: [rows, padded] float32, bfloat16 or int8, or [rows, padded / 8] int32 of eight nibbles each.
+    scales: int8 [out], one an output; int4 [rows, padded / group] bfloat16, one for `group` entries along a row.
+    """
+
+    data: Tensor
+    scales: Tensor | None
+    rows: int
+    cols: int
+    padded: int
+    format: str
+    group: int
+    skip: str
+
+    @property
+    def inputs(self) -> int:
+        return self.rows if self.skip == "inputs" else self.cols
+
+    @property
+    def outputs(self) -> int:
+        return self.cols if self.skip == "inputs" else self.rows
+
+    @property
+    def bytes(self) -> int:
+        """Memory of data and scales, padding included."""
+        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    @property
+    def row_bytes(self) -> float:
+        """Bytes read for one row: what skipping it saves."""
+        per_row = 0 if self.scales is None or self.format == "int8" else self.scales.nbytes / self.rows
+        return self.data.nbytes / self.rows + per_row
+
+    def dense(self) -> Tensor:
+        """The matrix as stored, back in float32 [out, in]: what every backend's numbers are compared with."""
+        if self.format == "int4":
+            values = _unpack_int4(self.data).view(self.rows, -1, self.group).float() * self.scales.float()[..., None]
+            found = values.view(self.rows, self.padded)[:, : self.cols]
+        else:
+            found = self.data.view(self.rows, self.padded)[:, : self.cols].float()
+        if self.format == "int8":
+            found = found * (self.scales if self.skip == "inputs" else self.scales[:, None])
+        return (found.T if self.skip == "inputs" else found).contiguous()
+
+
+def pack(weight: Tensor, skip: str, format: str | None = None, group: int = 32) -> Packed:
+    """Pack a weight matrix [out, in].
+
+    Parameters
+    ----------
+    skip
+        What will be skipped: "inputs" or "outputs" (see the module).
+    format
+        "float32", "bfloat16", "int8" (symmetric, one scale an output) or "int4" (symmetric, -8 to 7, one bfloat16 scale
+        for `group` entries along the stored rows); by default the weight's own.
+    group
+        32 or 128 entries a scale, int4 only.
+
+    Raises
+    ------
+    SparsityError
+        If the weight is no finite matrix, or a name or number is none of the above.
+    """
+    format = str(weight.dtype).removeprefix("torch.") if format is None else format
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if skip not in SKIPS:
+        raise unknown("skip", skip, SKIPS)
+    if group not in GROUPS or isinstance(group, bool):
+        raise refuse("group", group, f"one of {GROUPS}")
+    if weight.dim() != 2 or not weight.numel() or not weight.is_floating_point():
+        raise refuse("weight", f"{weight.dtype} {tuple(weight.shape)}", "a floating-point matrix [out, in], not empty")
+    if not weight.isfinite().all():
+        raise SparsityError("The weight holds NaN or infinity, which no kernel may skip. Fix: repair the model.")
+    line = FORMATS[format][1]
+    stored = (weight.T if skip == "inputs" else weight).detach()
+    rows, cols = stored.shape
+    padded = -(-cols // line) * line
+    shape = {"rows": rows, "cols": cols, "padded": padded, "format": format, "group": group, "skip": skip}
+    if format in ("float32", "bfloat16"):
+        data = _buffer((rows, padded), getattr(torch, format), weight.device)
+        data[:, :cols] = stored
+        return Packed(data, None, **shape)
+    if format == "int8":
+        scales = (weight.detach().float().abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        data = _buffer((rows, padded), torch.int8, weight.device)
+        scaled = stored.float() / (scales if skip == "inputs" else scales[:, None])
+        data[:, :cols] = scaled.round().clamp(-127, 127).to(torch.int8)
+        return Packed(data, scales.contiguous(), **shape)
+    wide = torch.nn.functional.pad(stored.float(), (0, padded - cols)).view(rows, -1, group)
+    extreme = wide.gather(-1, wide.abs().argmax(-1, keepdim=True))  # the largest by size becomes -8, the range's long end
+    scales = (extreme / -8).to(torch.bfloat16)
+    step = torch.where(scales == 0, torch.ones_like(scales), scales).float()
+    levels = (wide / step).round().clamp(-8, 7).to(torch.int32).view(rows, padded)
+    data = _buffer((rows, padded // 8), torch.int32, weight.device)
+    data.copy_(_pack_int4(levels))
+    return Packed(data, scales[..., 0].contiguous(), **shape)
+
+
+def _buffer(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros whose rows start on a cache line; large ones on huge pages, where skipping rows would tax the TLB."""
+    from sparsity_lib.ops import memory
+
+    return memory.zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _pack_int4(levels: Tensor) -> Tensor:
+    """Levels [rows, padded] in [-8, 7] -> dwords [rows, padded / 8]: entry 16 k + l of 128 is nibble k of dword l."""
+    lanes = (levels + 8).view(len(levels), -1, 8, 16)
+    words = torch.zeros(len(levels), lanes.shape[1], 16, dtype=torch.int64, device=levels.device)
+    for k in range(8):
+        words |= lanes[:, :, k].long() << (4 * k)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32).view(len(levels), -1)
+
+
+def _unpack_int4(data: Tensor) -> Tensor:
+    """The inverse of `_pack_int4`."""
+    words = data.view(len(data), -1, 16)
+    return torch.stack([(words >> (4 * k)) & 15 for k in range(8)], 2).reshape(len(data), -1) - 8

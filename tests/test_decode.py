@@ -1,0 +1,113 @@
+"""The compiled decoder against Hugging Face's own forward, token by token."""
+
+import pytest
+import torch
+from core_tiny import tiny, tokens
+from transformers import Qwen3Config
+
+from sparsity_lib import Recipe, Rule, SparsityError, fit, install, installed, recipes
+from sparsity_lib.decode import Decoder, RandomSource
+from sparsity_lib.ops import library
+from sparsity_lib.parts.scores import ColumnNorm
+from sparsity_lib.parts.select import Threshold, TopK
+
+pytestmark = pytest.mark.skipif(library.path() is None, reason="no compiled library")
+IDS = tokens(4, 10)
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
+
+
+@torch.no_grad()
+def forced(model, plan, ids, decoder, prompt):
+    """The largest difference between the decoder's logits and one whole forward's, over the tokens after the prompt."""
+    with installed(model, plan):
+        whole = model(input_ids=ids).logits[0].float()
+    found = [decoder.prefill(ids[:, :prompt])]
+    found += [decoder.step(int(token)).clone() for token in ids[0, prompt:]]
+    return float((torch.stack(found) - whole[prompt - 1 :]).abs().max() / whole.std())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dense_logits_are_the_models_own(family):
+    model, ids = tiny(family), tokens(1, 24)
+    assert forced(model, None, ids, Decoder(model, capacity=24), prompt=5) < 1e-5
+
+
+def sparse():
+    everywhere = Recipe("inputs", tuple(Rule(site, Threshold(0.5)) for site in ("qkv_in", "o_in", "up_in", "down_in")))
+    return [
+        recipes.cats(0.5), recipes.claws(0.5), recipes.gate_topk(0.4), everywhere,
+        Recipe("wina", (Rule("down_in", TopK(0.5), ColumnNorm()), Rule("o_in", TopK(0.5), ColumnNorm()))),
+    ]
+
+
+@pytest.mark.parametrize("recipe", sparse(), ids=lambda r: r.method)
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_sparse_logits_are_the_installed_plans(family, recipe):
+    model, ids = tiny(family), tokens(1, 20, seed=3)
+    plan = fit(recipe, model, ids=IDS)
+    decoder = Decoder(model, plan, capacity=20)
+    assert forced(model, plan, ids, decoder, prompt=4) < 1e-4
+    dense = Decoder(model, capacity=20)
+    dense.prefill(ids[:, :4])
+    dense.step(5)
+    assert decoder.bytes_read < dense.bytes_read
+
+
+@pytest.mark.parametrize("recipe", [None, recipes.cats(0.5), recipes.claws(0.5)], ids=["dense", "cats", "claws"])
+def test_generation_is_token_identical_in_float32(recipe):
+    model, ids = tiny("llama"), tokens(1, 6)
+    plan = None if recipe is None else fit(recipe, model, ids=IDS)
+    with installed(model, plan), torch.no_grad():
+        expected = model.generate(ids, max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0)[:, 6:]
+    assert torch.equal(Decoder(model, plan, capacity=64).generate(ids, 40), expected)
+
+
+def test_dense_bytes_are_those_of_all_linears():
+    model = tiny("llama")
+    decoder = Decoder(model, capacity=8)
+    decoder.step(3)
+    names = [n for n, _ in model.named_parameters() if "proj" in n or "lm_head" in n]
+    exact = 4 * sum(model.get_parameter(n).numel() for n in names)
+    assert exact <= decoder.bytes_read <= 1.5 * exact  # rows are padded to whole lines, and these are tiny
+
+
+@pytest.mark.parametrize("format", ["bfloat16", "int8", "int4"])
+def test_narrow_weights_come_close(format):
+    model, ids = tiny("llama"), tokens(1, 12)
+    exact, narrow = Decoder(model, capacity=13), Decoder(model, capacity=13, format=format)
+    exact.prefill(ids), narrow.prefill(ids)
+    a, b = exact.step(7).softmax(-1), narrow.step(7).softmax(-1)
+    assert float((a - b).abs().sum()) < {"bfloat16": 0.05, "int8": 0.1, "int4": 1.0}[format]
+
+
+def test_a_random_model_of_a_given_shape_decodes():
+    config = Qwen3Config(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+                         num_key_value_heads=2, head_dim=8)
+    decoder = Decoder(RandomSource(config), capacity=8)
+    assert all(decoder.step(token).isfinite().all() for token in range(8))
+    with pytest.raises(SparsityError, match=r"holds 8 tokens and is full.*capacity="):
+        decoder.step(1)
+    decoder.reset()
+    decoder.step(1)
+
+
+def test_what_the_decoder_cannot_do_is_said():
+    model = tiny("llama")
+    for make, part in ((recipes.larosa, "'rotate'"), (recipes.oracle, "'oracle'"), (recipes.random, "'random'")):
+        with pytest.raises(SparsityError, match=part):
+            Decoder(model, fit(make(0.5), model, ids=IDS))
+    both = Recipe("both", (Rule("up_in", TopK(0.5)), Rule("gate", TopK(0.5))))
+    with pytest.raises(SparsityError, match="inputs or its neurons"):
+        Decoder(model, fit(both, model, ids=IDS))
+    with pytest.raises(SparsityError, match="model type 'gpt2'"):
+        Decoder(tiny("gpt2"))
+    with pytest.raises(SparsityError, match="float16"):
+        Decoder(tiny("llama", dtype=torch.float16))
+    sparse_model = install(tiny("llama"), fit(recipes.cats(0.5), model, ids=IDS))
+    with pytest.raises(SparsityError, match="uninstall"):
+        Decoder(sparse_model)
+    decoder = Decoder(model, capacity=4)
+    with pytest.raises(SparsityError, match="token = 61"):
+        decoder.step(61)
+    with pytest.raises(SparsityError, match="shape of ids"):
+        decoder.prefill(tokens(1, 5))
