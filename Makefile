@@ -21,13 +21,14 @@ FRESH := $(CURDIR)/_build/records
 BUILD := -W -n --keep-going --all
 unexport PYTHONPATH
 
-.PHONY: help env assets book book-smoke test lint unit nbval run params refresh results lock clean
+.PHONY: help env assets book book-smoke test lint unit native nbval bench run params refresh results lock clean
 
 help:  ## list the commands
 	@echo "make COMMAND"
 	@sed -n 's/^\([a-z-]*\):.*  ## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
-$(STAMP): requirements.lock pyproject.toml
+KERNELS := setup.py $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
+$(STAMP): requirements.lock pyproject.toml $(KERNELS)
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(0 if v[:2] == (3, 11) else f"error: the lock is for Python 3.11, {sys.executable} is {v[0]}.{v[1]}. Fix: make PYTHON=/path/to/python3.11")'
 	test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
 	$(PY) -m pip install --disable-pip-version-check -r requirements.lock
@@ -52,7 +53,7 @@ book-smoke: env $(MATHJAX)  ## render the committed outputs without executing (_
 	$(PY) tools/smoke_config.py _config.yml _build/smoke/_config.yml
 	$(BIN)/jupyter-book build . --config _build/smoke/_config.yml --path-output _build/smoke $(BUILD)
 
-test: lint unit nbval  ## everything that guards the project
+test: lint native unit nbval  ## everything that guards the project
 
 lint: env
 	$(BIN)/ruff check .
@@ -60,12 +61,18 @@ lint: env
 unit: assets
 	$(PY) -m pytest tests
 
+native:  ## the compiled operators under sanitizers, and for 64-bit ARM under emulation
+	kernels/cpu/check/run.sh
+
 # Each notebook runs once: nbval compares its text, the second call its numbers, by their tolerances.
 nbval: assets
 	rm -rf $(FRESH)
 	SPARSITY_PROGRESS=0 SPARSITY_RECORDS=$(FRESH) $(PY) -m pytest --nbval --nbval-kernel-name python3 \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout $(CELL_TIMEOUT) -p no:cacheprovider notebooks
 	SPARSITY_RECORDS=$(FRESH) $(PY) -m pytest tests/records
+
+bench: env  ## measure speed on this machine (idle, please) into results/bench/
+	@$(PY) -m sparsity_lib.bench
 
 run: env  ## run one chapter with other parameters: make run NB=claws P="density=0.3"
 	@$(PY) -m sparsity_lib.notebooks run --from-env P "$$NB"

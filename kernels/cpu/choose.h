@@ -21,15 +21,30 @@ static inline uint32_t rank_key(float score) { return float_bits(score) & 0x7fff
 static inline uint32_t kth_key(const float* score, int64_t n, int64_t k, uint32_t* counts, int64_t* ties) {
     uint32_t* found = counts + 2048;
     __builtin_memset(counts, 0, 2048 * sizeof(uint32_t));
-    for (int64_t i = 0; i < n; i++) counts[rank_key(score[i]) >> 20]++;
+    uint32_t highest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t key = rank_key(score[i]);
+        highest = key > highest ? key : highest;
+        counts[key >> 20]++;
+    }
     int64_t wanted = k;
-    int bin = 2047;
+    int bin = (int)(highest >> 20);
     while (bin > 0 && (int64_t)counts[bin] < wanted) wanted -= counts[bin--];
     int64_t m = 0;  // those in the bin that holds the k-th; their low 20 bits decide
     for (int64_t i = 0; i < n; i++) {
         const uint32_t key = rank_key(score[i]);
         found[m] = key & 0xfffffu;
         m += (key >> 20) == (uint32_t)bin;
+    }
+    if (m <= 64) {  // few: each one's rank by comparing all
+        for (int64_t i = 0; i < m; i++) {
+            int64_t larger = 0, equal = 0;
+            for (int64_t j = 0; j < m; j++) larger += found[j] > found[i], equal += found[j] == found[i];
+            if (larger < wanted && wanted <= larger + equal) {
+                *ties = wanted - larger;
+                return ((uint32_t)bin << 20) | found[i];
+            }
+        }
     }
     uint32_t low = 0;
     for (int shift = 10; shift >= 0; shift -= 10) {

@@ -47,7 +47,7 @@ static void project(const Team& team, const DecodeStep& s, const Weight& w, cons
     }
     int64_t kept, begin, end;
     const int64_t count = choose_rows(site.select, x, 0, w.rows, 1, SHARE_OWN, b, &kept);
-    split(team, w.padded, &begin, &end);
+    split(team, w, &begin, &end);
     columns(w, b.rows, b.factors, count, bias, Vectors{y, 0, FORMAT_F32, 1}, b.acc, begin, end);
     note(team, s, row_size(w) * count);
 }
@@ -116,7 +116,7 @@ static void contract(const Team& team, const DecodeStep& s, const Layer& layer, 
     const Scratch& b = s.scratch[team.index];
     if (count >= 0) {
         int64_t begin, end;
-        split(team, layer.down.padded, &begin, &end);
+        split(team, layer.down, &begin, &end);
         columns(layer.down, b.rows, s.products, count, layer.down_bias, Vectors{s.ffn, 0, FORMAT_F32, 1}, b.acc, begin, end);
         note(team, s, row_size(layer.down) * count);
         return;

@@ -12,6 +12,7 @@ struct F32 {
     const float* line;
     inline F32() {}
     inline F32(const Weight& w, int64_t row, int64_t col) : line((const float*)w.data + row * w.padded + col) {}
+    inline void advance() { line += unit; }
     inline vf get(int v) const { return load(line + v * LANES); }
     inline vf scale(int) const { return splat(1.0f); }
     static inline int64_t row_bytes(const Weight& w) { return w.padded * 4; }
@@ -24,6 +25,7 @@ struct BF16 {
     const uint16_t* line;
     inline BF16() {}
     inline BF16(const Weight& w, int64_t row, int64_t col) : line((const uint16_t*)w.data + row * w.padded + col) {}
+    inline void advance() { line += unit; }
     inline vf get(int v) const { return load_bf16(line + v * LANES); }
     inline vf scale(int) const { return splat(1.0f); }
     static inline int64_t row_bytes(const Weight& w) { return w.padded * 2; }
@@ -36,6 +38,7 @@ struct I8 {
     const int8_t* line;
     inline I8() {}
     inline I8(const Weight& w, int64_t row, int64_t col) : line((const int8_t*)w.data + row * w.padded + col) {}
+    inline void advance() { line += unit; }
     inline vf get(int v) const { return load_i8(line + v * LANES); }
     inline vf scale(int) const { return splat(1.0f); }
     static inline int64_t row_bytes(const Weight& w) { return w.padded; }
@@ -52,6 +55,7 @@ template <int GROUP> struct I4 {
     inline I4(const Weight& w, int64_t row, int64_t col)
         : line((const uint32_t*)w.data + (row * w.padded + col) / 8),
           scales((const uint16_t*)w.scales + (row * w.padded + col) / GROUP) {}
+    inline void advance() { line += 16, scales += unit / GROUP; }
     inline vf get(int v) const { return nibbles(line + (v * LANES) % 16, v * LANES / 16); }
     // The scale of vector v's entries, in every lane.
     inline vf scale(int v) const { return splat_bf16(scales + v * LANES / GROUP); }

@@ -12,6 +12,7 @@ namespace ISA {
 constexpr int PASS = 4;          // rows a pass: their sum is taken before the accumulator is touched
 constexpr int TOKENS = 4;        // tokens a pass share the converted weights
 constexpr int64_t STEP = 1024;  // bytes ahead, of each row in add_rows
+constexpr int64_t FLIGHT = 8192;  // bytes on their way where rows are short and lie apart
 constexpr int64_t DISTANCE = 3072;  // bytes that a row is fetched ahead of its use
 constexpr int64_t BLOCK = 8192;  // accumulators that the first-level cache holds beside the rows
 
@@ -36,12 +37,10 @@ static inline void add_pass(const Weight& w, const int32_t* rows, const float* x
         there[n] = next ? (const char*)F(w, next[n], from).line + step - bytes : here[n];
     }
     int64_t place = 0;
+    F line[N];
+    for (int n = 0; n < N; n++) line[n] = F(w, rows[n], from);
     for (int64_t c = from; c < to; c += F::unit, place += 64) {
-        F line[N];
-        for (int n = 0; n < N; n++) {
-            line[n] = F(w, rows[n], c);
-            prefetch((place < bytes - step ? here[n] : there[n]) + place);
-        }
+        for (int n = 0; n < N; n++) prefetch((place < bytes - step ? here[n] : there[n]) + place);
 #pragma GCC unroll 8
         for (int g = 0; g < F::unit / LANES; g += F::shared / LANES) {
             vf scaled[N][T];
@@ -59,6 +58,7 @@ static inline void add_pass(const Weight& w, const int32_t* rows, const float* x
                 }
             }
         }
+        for (int n = 0; n < N; n++) line[n].advance();
     }
 }
 
@@ -77,10 +77,12 @@ static inline void add_rows(const Weight& w, const int32_t* rows, const float* x
                             int64_t acc_stride, int64_t from, int64_t to) {
     for (int t = 0; t < tokens; t++)
         for (int64_t c = 0; c < to - from; c += LANES) store(acc + t * acc_stride + c, (vf){});
+    const int64_t bytes = (to - from) / F::unit * 64;
+    const int64_t later = bytes > STEP ? PASS : (FLIGHT / (PASS * bytes) + 1) * PASS;  // short rows: whole passes ahead
     int64_t n = 0;
     for (; n + PASS <= count; n += PASS)
         add_tokens<F, PASS>(w, rows + n, x + n * tokens, tokens, acc, acc_stride, from, to,
-                            n + 2 * PASS <= count ? rows + n + PASS : 0);
+                            n + later + PASS <= count ? rows + n + later : 0);
     for (; n < count; n++) add_tokens<F, 1>(w, rows + n, x + n * tokens, tokens, acc, acc_stride, from, to, 0);
 }
 
@@ -95,7 +97,7 @@ struct Ahead {
 // rows: what will be read, `count` of them, this one at `n`; null: rows first, first + 1, ...
 template <class F>
 static inline Ahead look_ahead(const Weight& w, const int32_t* rows, int64_t first, int64_t n, int64_t count) {
-    const int64_t bytes = F::row_bytes(w), skip = bytes >= DISTANCE ? 1 : DISTANCE / bytes;
+    const int64_t bytes = F::row_bytes(w), skip = bytes >= DISTANCE ? 1 : (rows ? FLIGHT : DISTANCE) / bytes;
     const int64_t later = n + skip < count ? n + skip : count - 1;
     const char* next = row_address<F>(w, rows ? rows[later] : first + later);
     if (bytes < DISTANCE) return {next, next, bytes};
@@ -111,8 +113,8 @@ static inline void dot_tokens(const Weight& w, int64_t row, const float* x, int6
     for (int t = 0; t < T; t++)
         for (int p = 0; p < PARTS; p++) total[t][p] = (vf){};
     int64_t place = 0;
-    for (int64_t c = 0; c < w.padded; c += F::unit, place += 64) {
-        const F line(w, row, c);
+    F line(w, row, 0);
+    for (int64_t c = 0; c < w.padded; c += F::unit, place += 64, line.advance()) {
         prefetch((place < ahead.turn ? ahead.early : ahead.late) + place);
 #pragma GCC unroll 8
         for (int g = 0; g < VECTORS; g += F::shared / LANES) {

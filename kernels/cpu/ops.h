@@ -8,8 +8,6 @@
 
 namespace ISA {
 
-constexpr int64_t SPLIT = 128;  // outputs are shared among threads in pieces of whole lines of every format
-
 static inline void read_vector(const Vectors& v, int t, int64_t n, int64_t padded, float* out) {
     if (v.format == FORMAT_F32) {
         __builtin_memcpy(out, (const float*)v.data + t * v.stride, n * sizeof(float));
@@ -85,12 +83,11 @@ static inline void columns(const Weight& w, const int32_t* rows, const float* fa
     }
 }
 
-static inline void split(const Team& team, int64_t padded, int64_t* begin, int64_t* end) {
-    const int64_t pieces = (padded + SPLIT - 1) / SPLIT;
-    *begin = team.begin(pieces) * SPLIT;
-    *end = team.end(pieces) * SPLIT;
-    if (*end > padded) *end = padded;
-    if (*begin > padded) *begin = padded;
+// This thread's outputs, in whole lines.
+static inline void split(const Team& team, const Weight& w, int64_t* begin, int64_t* end) {
+    const int64_t units[] = {F32::unit, BF16::unit, I8::unit, I4<32>::unit}, unit = units[w.format];
+    *begin = team.begin(w.padded / unit) * unit;
+    *end = team.end(w.padded / unit) * unit;
 }
 
 // y = W^T (kept entries of x) + bias, W [inputs, outputs]; a stripe of outputs has its own rule.
@@ -100,7 +97,7 @@ static void input_sparse(const Team& team, const InputSparse& a) {
     const int64_t n = w.rows;
     for (int t = 0; t < a.x.batch; t++) read_vector(a.x, t, n, n, b.x + t * n);
     int64_t begin, end, kept, count = 0, total = 0;
-    split(team, w.padded, &begin, &end);
+    split(team, w, &begin, &end);
     const int64_t width = a.stripes == 1 ? w.padded : a.stripe_width;
     for (int64_t from = begin; from < end;) {
         const int64_t stripe = from / width < a.stripes ? from / width : a.stripes - 1;
@@ -157,7 +154,7 @@ static void sparse_glu(const Team& team, const SparseGlu& a) {
     }
     team.wait();
     int64_t from, to;
-    split(team, a.down->padded, &from, &to);
+    split(team, *a.down, &from, &to);
     columns(*a.down, b.rows, a.h, count, a.down_bias, a.y, b.acc, from, to);
     if (a.kept && team.index == 0) *a.kept = count;
 }
