@@ -16,7 +16,7 @@ setup(
             "sparsity_lib.ops._cpu",
             sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),
             depends=sorted(str(path) for path in SOURCES.glob("*.h")),
-            extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra"],
+            extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra", "-g0"],
             language="c++",
             optional=True,
         )

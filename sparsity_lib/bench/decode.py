@@ -26,7 +26,7 @@ PROMPTS = (256, 512, 1024, 2048)
 TOKENS = 24
 #: Name -> densities by site, imposed by rank so that they hold exactly.
 SETTINGS = {
-    "dense": {},
+    "dense": {},  # against itself: what the rounds themselves make of it
     "neurons 50%": {"gate": 0.5},
     "inputs 50%": {"qkv_in": 0.5, "o_in": 0.5, "up_in": 0.5, "down_in": 0.5},
     "inputs 35%": {"qkv_in": 0.35, "o_in": 0.35, "up_in": 0.35, "down_in": 0.35},
@@ -47,25 +47,28 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
 
 
 def measure(name: str, densities: dict[str, float]) -> dict[str, Any]:
-    """Seconds a token after prompts of several lengths, and bytes of weights read."""
+    """Seconds a token of the dense and the sparse decoder, in turn, after prompts of several lengths; bytes of weights read."""
     def choose(layer: int, site: str, width: int) -> Choice | None:
         return Choice(k=round(densities[site] * width)) if site in densities else None
 
-    capacity = max(PROMPTS) + TOKENS
-    decoder = Decoder(_source(name), choices=choose, capacity=capacity)
-    decoder.cache.normal_()
+    source, capacity = _source(name), max(PROMPTS) + TOKENS
+    decoders = {"dense": Decoder(source, capacity=capacity), "sparse": Decoder(source, choices=choose, capacity=capacity)}
+    for decoder in decoders.values():
+        decoder.cache.normal_()
     bandwidth = ReadBandwidth()
     found: dict[str, Any] = {"prompts": {}}
     for prompt in PROMPTS:
-        seconds = []
-        for token in range(TOKENS):
-            decoder.position = prompt + token
-            start = time.perf_counter()
-            decoder.step(100 + token)
-            seconds.append(time.perf_counter() - start)
-        found["prompts"][str(prompt)] = median(seconds[4:])
-    speed = bandwidth.bytes / interleaved({"read": bandwidth}, 9, desc="bandwidth")["read"].median
-    found.update(bytes=decoder.bytes_read, bandwidth=speed)
+        def step(turn: int, decoder: Decoder, prompt: int = prompt) -> None:
+            decoder.position = prompt
+            decoder.step(100 + turn)
+
+        cases = {kind: partial(step, decoder=decoder) for kind, decoder in decoders.items()}
+        times = interleaved({**cases, "read": bandwidth}, TOKENS, desc=f"decoding after {prompt}")
+        found["prompts"][str(prompt)] = {
+            **{kind: times[kind].median for kind in decoders}, "bandwidth": bandwidth.bytes / times["read"].median,
+            "ratio": median(a / b for a, b in zip(times["dense"].seconds, times["sparse"].seconds, strict=True)),
+        }
+    found["bytes"] = {kind: decoder.bytes_read for kind, decoder in decoders.items()}
     return found
 
 
@@ -95,17 +98,16 @@ def eager(name: str) -> dict[str, Any]:
 
 
 def table(name: str, found: dict[str, Any]) -> str:
-    """The figures of one model as text: tokens a second, speed-up over our dense, and over what the bytes predict."""
+    """The figures of one model as text: tokens a second, speed-up over our dense, and what the bytes predict."""
     lines = [f"{name}: tokens per second after prompts of {', '.join(map(str, PROMPTS))} tokens"]
-    dense = found["dense"]
     for setting, each in found.items():
-        rates = "  ".join(f"{1 / seconds:7.1f}" for seconds in each["prompts"].values())
-        text = f"  {setting:12} {rates}"
-        if "bytes" in each:
-            first = str(PROMPTS[0])
-            gain = dense["prompts"][first] / each["prompts"][first]
-            share = each["bytes"] / each["prompts"][first] / each["bandwidth"]
-            predicted = dense["bytes"] / each["bytes"]
-            text += f"   {gain:.2f}x of dense, bytes predict {predicted:.2f}x; {100 * share:.0f}% of bandwidth"
-        lines.append(text)
+        if "bytes" not in each:
+            lines.append(f"  {setting:12} " + "  ".join(f"{1 / seconds:7.1f}" for seconds in each["prompts"].values()))
+            continue
+        rates = "  ".join(f"{1 / p['sparse']:7.1f}" for p in each["prompts"].values())
+        ratios = ", ".join(f"{p['ratio']:.2f}" for p in each["prompts"].values())
+        predicted = each["bytes"]["dense"] / each["bytes"]["sparse"]
+        share = median(each["bytes"]["sparse"] / p["sparse"] / p["bandwidth"] for p in each["prompts"].values())
+        lines.append(f"  {setting:12} {rates}   {ratios} x dense in the same rounds; bytes predict {predicted:.2f} x; "
+                     f"{100 * share:.0f}% of bandwidth")
     return "\n".join(lines)
