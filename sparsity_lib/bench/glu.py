@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from sparsity_lib import ops
 from sparsity_lib.assets.models import load_model
+from sparsity_lib.bench.matvec import onednn_can
 from sparsity_lib.bench.timing import ReadBandwidth, interleaved
 from sparsity_lib.fit import fit
 from sparsity_lib.methods import claws
@@ -43,7 +44,8 @@ class _Block:
 
     def __init__(self, gate: Tensor, up: Tensor, down: Tensor, activation: str) -> None:
         self.plain = [w.to(torch.bfloat16).contiguous() for w in (gate, up, down)]
-        self.reordered = [torch.ops.mkldnn._reorder_linear_weight(w, 1) for w in self.plain]
+        packing = torch.ops.mkldnn._reorder_linear_weight if onednn_can(torch.bfloat16) else None
+        self.reordered = [packing(w, 1) for w in self.plain] if packing else None
         self.packed = [ops.pack(w, skip) for w, skip in zip(self.plain, ("outputs", "outputs", "inputs"), strict=True)]
         self.activation = activation
 
@@ -55,6 +57,8 @@ class _Block:
         return functional.linear(self._act(functional.linear(x, gate)) * functional.linear(x, up), down)
 
     def onednn(self, x: Tensor) -> Tensor:
+        if self.reordered is None:
+            return self.eager(x)
         gate, up, down = self.reordered
         return _onednn(self._act(_onednn(x, gate)) * _onednn(x, up), down)
 
@@ -84,7 +88,7 @@ def _measure(blocks: list[_Block], inputs: list[list[Tensor]], saliencies: list[
 
     cases = {
         "torch linear": all_blocks(lambda b, x, c: b.eager(x)),
-        "torch oneDNN, packed weights": all_blocks(lambda b, x, c: b.onednn(x)),
+        "torch oneDNN, packed weights": all_blocks(lambda b, x, c: b.onednn(x)),  # torch linear where there is none
         "sparse": all_blocks(lambda b, x, c: b.sparse(x, k, c)),
         "full": all_blocks(lambda b, x, c: b.sparse(x, b.packed[0].outputs, c)),
         "read": bandwidth,

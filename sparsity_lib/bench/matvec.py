@@ -73,7 +73,7 @@ def dense_cases(format: str, weights: list[Tensor], x: Tensor) -> dict[str, Case
             "mv": lambda turn: torch.mv(plain[turn % n], x[0]),
             "matmul with W^T": lambda turn: x @ across[turn % n],
         }
-        if torch.backends.mkldnn.is_available():
+        if onednn_can(dtype):
             reordered = [torch.ops.mkldnn._reorder_linear_weight(w, 1) for w in plain]
             cases["oneDNN, packed weights"] = lambda turn: torch.ops.mkldnn._linear_pointwise(
                 x, reordered[turn % n], None, "none", [], "")
@@ -86,6 +86,13 @@ def dense_cases(format: str, weights: list[Tensor], x: Tensor) -> dict[str, Case
     packs = [_int4(w) for w in weights]
     return {"_weight_int4pack_mm_for_cpu": lambda turn: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packs[turn % n][0], 32,
                                                                                                 packs[turn % n][1])}
+
+
+def onednn_can(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies this dtype here: bfloat16 asks for a processor that knows it."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _int4(weight: Tensor, group: int = 32) -> tuple[Tensor, Tensor]:
