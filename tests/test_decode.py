@@ -3,10 +3,12 @@
 import pytest
 import torch
 from core_tiny import tiny, tokens
+from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config
 
 from sparsity_lib import Recipe, Rule, SparsityError, fit, install, installed, recipes
 from sparsity_lib.decode import Decoder, RandomSource
+from sparsity_lib.decode.architecture import Architecture
 from sparsity_lib.ops import library
 from sparsity_lib.parts.scores import ColumnNorm
 from sparsity_lib.parts.select import Threshold, TopK
@@ -26,10 +28,30 @@ def forced(model, plan, ids, decoder, prompt):
     return float((torch.stack(found) - whole[prompt - 1 :]).abs().max() / whole.std())
 
 
+def uneven(family, **changes):
+    """A tiny model whose norms and biases all differ: one that is swapped or left out shows."""
+    model = tiny(family, **changes)
+    draw = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=draw)
+    return model
+
+
+@pytest.mark.parametrize("prompt", [1, 5, 13])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dense_logits_are_the_models_own(family):
-    model, ids = tiny(family), tokens(1, 24)
-    assert forced(model, None, ids, Decoder(model, capacity=24), prompt=5) < 1e-5
+def test_dense_logits_are_the_models_own(family, prompt):
+    changes = {"sliding_window": 4} if family in ("mistral", "gemma2", "gemma3") else {}
+    if family.startswith("gemma"):
+        changes["layer_types"] = ["sliding_attention", "full_attention"]
+    model, ids = uneven(family, **changes), tokens(1, 24)
+    assert forced(model, None, ids, Decoder(model, capacity=24), prompt) < 1e-5
+
+
+def test_a_bfloat16_model_comes_close():
+    for family in ("llama", "gemma3"):
+        model, ids = tiny(family, dtype=torch.bfloat16), tokens(1, 16)
+        assert forced(model, None, ids, Decoder(model, capacity=16), prompt=4) < 0.1
 
 
 def sparse():
@@ -111,3 +133,18 @@ def test_what_the_decoder_cannot_do_is_said():
         decoder.step(61)
     with pytest.raises(SparsityError, match="shape of ids"):
         decoder.prefill(tokens(1, 5))
+    with pytest.raises(SparsityError, match="holds 4 tokens, 12 are needed.*capacity=12"):
+        decoder.generate(tokens(1, 3), 10)
+    with pytest.raises(SparsityError, match="fitted to 2 blocks"):
+        Decoder(tiny("llama", intermediate_size=96), fit(recipes.claws(0.5), model, ids=IDS))
+    adapted = get_peft_model(tiny("llama"), LoraConfig(target_modules=["gate_proj"])).get_base_model()
+    with pytest.raises(SparsityError, match="gate_proj of block 0.*merge adapters"):
+        Decoder(adapted)
+    with pytest.raises(SparsityError, match="rotations of type 'dynamic'"):
+        config = tiny("llama").config
+        config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+        Architecture.of(config)
+    random = Decoder(RandomSource(Qwen3Config(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                              num_attention_heads=4, num_key_value_heads=2, head_dim=8)), capacity=4)
+    with pytest.raises(SparsityError, match="no prompt to read"):
+        random.prefill(tokens(1, 3))

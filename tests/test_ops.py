@@ -1,5 +1,6 @@
 """The compiled operators against plain PyTorch: every format, odd sizes, empty and full masks, and what must be refused."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -195,6 +196,9 @@ BAD = [
     (lambda w, x: ops.input_sparse(x, w, threshold=torch.zeros(3, 24), stripe_width=100), "stripe_width = 100.*multiple of 128"),
     (lambda w, x: ops.input_sparse(x, w, threshold=0.5, stripe_width=128), "threshold = 0.5.*stripes"),
     (lambda w, x: ops.input_sparse(x, w, k=1, share="all"), "share = 'all'"),
+    (lambda w, x: ops.input_sparse(x, w, k=1, scale=-torch.ones(24)), "scale = -1.0.*at least 0"),
+    (lambda w, x: ops.input_sparse(x.requires_grad_(True), w, k=1), "no gradients.*detach"),
+    (lambda w, x: ops.input_sparse(x, dataclasses.replace(w, cols=30), k=1), "packed weight.*ops.pack"),
     (lambda w, x: ops.pack(torch.zeros(0, 3), "inputs"), "weight"),
     (lambda w, x: ops.pack(torch.tensor([[float("nan")]]), "inputs"), "NaN"),
     (lambda w, x: ops.pack(torch.zeros(2, 3), "columns"), "skip = 'columns'"),

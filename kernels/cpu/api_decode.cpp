@@ -29,7 +29,8 @@ bool good(const Decoder& m) {
         const Site& at_down = l.at_gate.active ? l.at_gate : l.at_down;
         if (!l.norm_attention || !l.norm_ffn || !l.keys || !l.values || l.rope < 0 || l.rope > 1 || !m.cosine[l.rope] ||
             !m.sine[l.rope] || !fits(l.qkv, l.at_qkv, m.hidden, q + 2 * kv) || !fits(l.o, l.at_o, q, m.hidden) ||
-            !fits(l.down, at_down, m.neurons, m.hidden) || (l.at_up.active && l.at_gate.active))
+            !fits(l.down, at_down, m.neurons, m.hidden) || (l.at_up.active && l.at_gate.active) ||
+            (l.at_gate.active && l.at_down.active))
             return false;
         if (l.at_up.active ? !fits(l.gate_up, l.at_up, m.hidden, 2 * m.neurons)
                            : !fits(l.gate, dense, m.hidden, m.neurons) || !fits(l.up, dense, m.hidden, m.neurons))

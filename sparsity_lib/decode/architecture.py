@@ -12,6 +12,8 @@ from sparsity_lib.errors import SparsityError
 
 #: Model types whose blocks the decoder computes exactly.
 KNOWN = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+#: Rotations that do not depend on how long the text is.
+STATIC_ROTATIONS = ("default", "linear", "yarn", "llama3")
 _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "relu": "relu"}
 
 
@@ -59,6 +61,11 @@ class Architecture:
         else:
             windows = tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
         activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+        if getattr(config, "use_bidirectional_attention", False):
+            raise SparsityError("The decoder's attention looks back only, this model's both ways. Fix: use model.generate.")
+        for kind in _rope_types(config):
+            if kind not in STATIC_ROTATIONS:
+                raise SparsityError(f"The decoder does not know rotations of type {kind!r}. Fix: use model.generate.")
         if activation not in _ACTIVATIONS:
             raise SparsityError(f"The decoder does not know the activation {activation!r}. Fix: use model.generate.")
         return Architecture(
@@ -69,6 +76,12 @@ class Architecture:
             embedding_scale=config.hidden_size**0.5 if gemma else 1.0,
             attention_cap=(getattr(config, "attn_logit_softcapping", None) or 0.0) if gemma else 0.0,
             logit_cap=getattr(config, "final_logit_softcapping", None) or 0.0, windows=windows, kinds=kinds)
+
+
+def _rope_types(config: PretrainedConfig) -> list[str]:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    groups = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
+    return [group.get("rope_type", "default") for group in groups]
 
 
 def rotations(rotary: nn.Module, kinds: tuple[str, ...], capacity: int) -> dict[str, tuple[Tensor, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from sparsity_lib.checks import count
 from sparsity_lib.decode import structures
 from sparsity_lib.decode.rules import PLACES, Choice, check_sites, choice_of
-from sparsity_lib.decode.sources import ModelSource
+from sparsity_lib.decode.sources import ModelSource, RandomSource
 from sparsity_lib.errors import SparsityError, refuse
 from sparsity_lib.install import installed, installed_on
 from sparsity_lib.ops import library
@@ -20,6 +21,7 @@ from sparsity_lib.ops.packed import Packed, pack
 from sparsity_lib.ops.reference import ACTIVATIONS
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import track
+from sparsity_lib.sites import find_sites
 
 _CACHES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -62,8 +64,13 @@ class Decoder:
         if isinstance(model, nn.Module) and installed_on(model) is not None:
             raise SparsityError("The decoder starts from the dense model. Fix: uninstall(model), and pass the plan.")
         self.source = model if isinstance(model, ModelSource) else ModelSource(model)
+        device = self.source.embedding().device
+        if device.type != "cpu":
+            raise refuse("device of the model", str(device), "the CPU", "model.cpu(), or model.generate where it is")
         if self.source.dtype not in _CACHES:
             raise refuse("dtype of the model", self.source.dtype, "torch.float32 or torch.bfloat16")
+        if plan is not None:
+            plan.check_fits(find_sites(self.source.model))
         self.architecture, self.plan = self.source.architecture, plan
         self.capacity = count("capacity", capacity)
         self.position = 0
@@ -101,7 +108,7 @@ class Decoder:
     def _keep(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
-        tensor = tensor.detach().float().contiguous()
+        tensor = tensor.detach().float().cpu().contiguous()
         self._alive.append(tensor)
         return tensor.data_ptr()
 
@@ -136,13 +143,19 @@ class Decoder:
             kv_heads=a.kv_heads, head_dim=a.head_dim, neurons=a.neurons, capacity=self.capacity, vocabulary=a.vocabulary,
             embedding=embedding, head=embedding if head is None else self._pack(head, "outputs"),
             final_norm=self._keep(self.source.final_norm()), cosine=cosine, sine=sine, eps=a.eps, scaling=a.scaling,
-            embedding_scale=a.embedding_scale, attention_cap=a.attention_cap, logit_cap=a.logit_cap, logit_factor=1.0,
+            embedding_scale=float(torch.tensor(a.embedding_scale, dtype=self.source.dtype)),  # as Hugging Face rounds it
+            attention_cap=a.attention_cap, logit_cap=a.logit_cap, logit_factor=1.0,
             activation=ACTIVATIONS[a.activation], cache_format=_CACHES[self.source.dtype])
 
     def _fill(self, layer: structures.Layer, i: int, rope: int) -> None:
         a, source = self.architecture, self.source
         widths = {"qkv_in": a.hidden, "o_in": a.heads * a.head_dim, "up_in": a.hidden, "gate": a.neurons, "down_in": a.neurons}
         choices = {site: self._choices(i, site, width) if self._choices else None for site, width in widths.items()}
+        for site, choice in choices.items():
+            if choice is not None and choice.scale is not None and tuple(choice.scale.shape) != (widths[site],):
+                raise refuse(f"scale of site {site}", tuple(choice.scale.shape), f"({widths[site]},)")
+        if choices["gate"] is not None and (choices["down_in"] is not None or choices["up_in"] is not None):
+            raise SparsityError("The decoder drops neurons by the gate or inputs of the FFN, not both. Fix: leave one out.")
         for name, tensor in source.norms(i).items():
             setattr(layer, name, self._keep(tensor))
         for site, choice in choices.items():
@@ -179,6 +192,7 @@ class Decoder:
         SparsityError
             If the cache is full or the token is none of the vocabulary's.
         """
+        token = operator.index(token)
         if not 0 <= token < self.architecture.vocabulary:
             raise refuse("token", token, f"a whole number in [0, {self.architecture.vocabulary})")
         if self.position >= self.capacity:
@@ -194,6 +208,8 @@ class Decoder:
     @torch.no_grad()
     def prefill(self, ids: Tensor) -> Tensor:
         """Read a prompt [1, tokens] with the Hugging Face model, plan installed; returns the logits after it."""
+        if isinstance(self.source, RandomSource):
+            raise SparsityError("Random weights have no prompt to read: no Hugging Face model holds them. Fix: use step.")
         if ids.dim() != 2 or len(ids) != 1 or not ids.shape[1] or ids.shape[1] > self.capacity:
             raise refuse("shape of ids", tuple(ids.shape), f"(1, tokens) with 1 to {self.capacity} tokens")
         with installed(self.source.model, self.plan):
@@ -212,6 +228,10 @@ class Decoder:
     def generate(self, ids: Tensor, max_new_tokens: int, eos: int | None = None) -> Tensor:
         """Greedy continuation of a prompt [1, tokens]: the new tokens [1, up to max_new_tokens]."""
         count("max_new_tokens", max_new_tokens)
+        if ids.shape[-1] + max_new_tokens - 1 > self.capacity:
+            needed = ids.shape[-1] + max_new_tokens - 1
+            fix = f"Decoder(..., capacity={needed})"
+            raise SparsityError(f"The cache holds {self.capacity} tokens, {needed} are needed. Fix: {fix}.")
         found = [int(self.prefill(ids).argmax())]
         while len(found) < max_new_tokens and found[-1] != eos:
             found.append(int(self.step(found[-1]).argmax()))

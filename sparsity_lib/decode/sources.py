@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from sparsity_lib.decode.architecture import Architecture, rotations
+from sparsity_lib.errors import SparsityError
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -28,7 +29,11 @@ class ModelSource:
 
     def _linear(self, layer: int, name: str) -> nn.Linear:
         block = self.core.layers[layer]
-        return getattr(block.self_attn if name in "qkvo" else block.mlp, f"{name}_proj")
+        found = getattr(block.self_attn if name in "qkvo" else block.mlp, f"{name}_proj")
+        if type(found) is not nn.Linear:  # an adapter's own weights would be left out
+            kind = type(found).__name__
+            raise SparsityError(f"{name}_proj of block {layer} is a {kind}, not a Linear. Fix: merge adapters first.")
+        return found
 
     def norms(self, layer: int) -> dict[str, Tensor | None]:
         """Multipliers of the block's norms by the names of structures.Layer."""

@@ -77,7 +77,7 @@ def input_sparse(
         raise refuse("threshold", threshold, "a tensor [stripes, in] where stripe_width is given")
     y = torch.ops.sparsity.input_sparse(
         flat, weight.data, weight.scales, [weight.rows, weight.cols, weight.padded], weight.format, weight.group,
-        _vector("shift", shift, (weight.inputs,), x), _vector("scale", scale, (weight.inputs,), x), each,
+        _vector("shift", shift, (weight.inputs,), x), _positive("scale", _vector("scale", scale, (weight.inputs,), x)), each,
         0.0 if each is not None or threshold is None else float(threshold), k, stripe_width or 0,
         _vector("bias", bias, (weight.outputs,), x), _union(share))
     return y.view(*x.shape[:-1], weight.outputs)
@@ -133,7 +133,7 @@ def glu(
     y = torch.ops.sparsity.glu(
         flat, *weights, gate.format, gate.group, _vector("gate_bias", gate_bias, neurons, x),
         _vector("up_bias", up_bias, neurons, x), _vector("down_bias", down_bias, (down.outputs,), x),
-        _vector("saliency", saliency, neurons, x),
+        _positive("saliency", _vector("saliency", saliency, neurons, x)),
         0.0 if threshold is None else float(threshold), k, ACTIVATIONS[activation], _union(share))
     return y.view(*x.shape[:-1], down.outputs)
 
@@ -145,6 +145,10 @@ def _flat(x: Tensor, weight: Packed, skip: str) -> Tensor:
         raise refuse("dtype of x", getattr(x, "dtype", type(x).__name__), "torch.float32 or torch.bfloat16")
     if x.dim() < 1 or x.shape[-1] != weight.inputs:
         raise refuse("shape of x", tuple(x.shape), f"[..., {weight.inputs}]")
+    if x.device.type != "cpu":
+        raise refuse("device of x", str(x.device), "the CPU; operators for GPUs are to come")
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise SparsityError("The operators have no gradients. Fix: call them under torch.no_grad(), or pass x.detach().")
     if x.device != weight.data.device:
         raise refuse("device of x", str(x.device), f"the weight's, {weight.data.device}")
     return x.detach().reshape(-1, weight.inputs).contiguous()
@@ -169,6 +173,12 @@ def _vector(name: str, value: Tensor | None, shape: tuple[int, ...], x: Tensor) 
         shown = f"{getattr(value, 'dtype', type(value).__name__)} {tuple(getattr(value, 'shape', ()))}"
         raise refuse(name, shown, f"a float32 tensor {list(shape)} on {x.device}")
     return value.detach().contiguous()
+
+
+def _positive(name: str, value: Tensor | None) -> Tensor | None:
+    if value is not None and not torch.compiler.is_compiling() and bool((value < 0).any()):
+        raise refuse(name, float(value.min()), "numbers of at least 0")
+    return value
 
 
 def _union(share: str) -> bool:

@@ -83,7 +83,8 @@ def _thread_pool() -> tuple[int | None, int | None, int | None]:
     """GOMP_parallel and its companions in the OpenMP runtime that torch has loaded: one pool for both."""
     names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
     home = Path(torch.__file__).parent
-    bundled = [*sorted(home.glob("lib/lib*omp*")), *sorted(home.parent.glob("torch.libs/lib*omp*"))]
+    names_of_runtimes = ("lib/libgomp*", "lib/libiomp*", "lib/libomp*", "../torch.libs/libgomp*", "../torch.libs/libomp*")
+    bundled = [path for pattern in names_of_runtimes for path in sorted(home.glob(pattern))]
     for candidate in (None, *map(str, bundled)):
         try:
             runtime = ctypes.CDLL(candidate)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparsity_lib.errors import refuse
 from sparsity_lib.ops import library, reference
-from sparsity_lib.ops.packed import Packed
+from sparsity_lib.ops.packed import FORMATS, Packed
 from sparsity_lib.ops.reference import BATCH
 
 _NAMES = {number: name for name, number in reference.ACTIVATIONS.items()}
@@ -30,6 +31,11 @@ _registry.define(
 
 def _packed(data: Tensor, scales: Tensor | None, shape: Sequence[int], format: str, group: int, skip: str) -> Packed:
     rows, cols, padded = shape
+    _, line, bits = FORMATS[format]
+    scales_needed = {"int8": cols if skip == "inputs" else rows, "int4": rows * padded // group}.get(format, 0)
+    whole = padded % line == 0 and cols <= padded < cols + line and data.nbytes == rows * padded * bits // 8
+    if not (whole and data.is_contiguous() and (0 if scales is None else scales.numel()) == scales_needed):
+        raise refuse("packed weight", f"{tuple(data.shape)} for {rows} x {cols}", "what ops.pack returns")
     return Packed(data, scales, rows, cols, padded, format, group, skip)
 
 
