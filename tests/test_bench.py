@@ -45,7 +45,7 @@ def test_ffn_blocks_are_measured_with_the_same_outcome(monkeypatch):
         assert found["speedup"] > 0 and found["bytes_allow"] == pytest.approx(1.5)
     block = glu._Block(torch.randn(96, 64) / 8, torch.randn(96, 64) / 8, torch.randn(64, 96) / 10, "silu")
     x = torch.randn(1, 64).bfloat16()
-    ways = [block.eager(x), block.onednn(x), block.sparse(x, 96, None)]
+    ways = [block.eager(x), *([block.onednn(x)] if block.reordered else []), block.sparse(x, 96, None)]
     for way in ways[1:]:
         torch.testing.assert_close(way.float(), ways[0].float(), rtol=0.05, atol=0.02)
 

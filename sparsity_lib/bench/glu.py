@@ -57,8 +57,6 @@ class _Block:
         return functional.linear(self._act(functional.linear(x, gate)) * functional.linear(x, up), down)
 
     def onednn(self, x: Tensor) -> Tensor:
-        if self.reordered is None:
-            return self.eager(x)
         gate, up, down = self.reordered
         return _onednn(self._act(_onednn(x, gate)) * _onednn(x, up), down)
 
@@ -88,11 +86,12 @@ def _measure(blocks: list[_Block], inputs: list[list[Tensor]], saliencies: list[
 
     cases = {
         "torch linear": all_blocks(lambda b, x, c: b.eager(x)),
-        "torch oneDNN, packed weights": all_blocks(lambda b, x, c: b.onednn(x)),  # torch linear where there is none
         "sparse": all_blocks(lambda b, x, c: b.sparse(x, k, c)),
         "full": all_blocks(lambda b, x, c: b.sparse(x, b.packed[0].outputs, c)),
         "read": bandwidth,
     }
+    if blocks[0].reordered:
+        cases["torch oneDNN, packed weights"] = all_blocks(lambda b, x, c: b.onednn(x))
     times = interleaved(cases, ROUNDS, desc="GLU blocks")
     best = min((t.median, n) for n, t in times.items() if n.startswith("torch"))
     dense, sparse = (sum(each) for each in zip(*(b.bytes(k) for b in blocks), strict=True))
