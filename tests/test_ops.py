@@ -213,6 +213,67 @@ def test_bad_input_is_refused_before_any_pointer_is_touched(call, message):
         call(ops.pack(weight(24, 10), "inputs"), vectors(2, 24))
 
 
+@needs_library
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("inputs, neurons", [(7, 5), (130, 64), (576, 300)])
+def test_paired_rows_change_nothing(format, inputs, neurons):
+    gate, up = (ops.pack(weight(inputs, neurons, seed), "outputs", format) for seed in (0, 1))
+    down = ops.pack(weight(neurons, inputs), "inputs", format)
+    near, far = ops.pair(up, down)
+    for one, other in ((up, near), (down, far)):
+        assert torch.equal(one.dense(), other.dense()) and one.bytes == other.bytes and one.row_bytes == other.row_bytes
+    assert near.data.data_ptr() + near.data.shape[1] * near.data.element_size() == far.data.data_ptr()
+    for tokens in (1, 5):
+        x = vectors(tokens, inputs)
+        found = ops.glu(x, gate, near, far, activation="silu", k=neurons // 2)
+        assert torch.equal(found, ops.glu(x, gate, up, down, activation="silu", k=neurons // 2))
+    arguments = (x, near.data, near.scales, [near.rows, near.cols, near.padded], format, near.group, None)
+    torch.library.opcheck(torch.ops.sparsity.linear.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_rows_that_do_not_pair_are_refused():
+    w = ops.pack(weight(24, 10), "inputs")
+    for other, message in ((ops.pack(weight(25, 10), "inputs"), "rows of down = 25"),
+                           (ops.pack(weight(24, 10), "inputs", "int8"), "format of down")):
+        with pytest.raises(SparsityError, match=message):
+            ops.pair(w, other)
+
+
+@needs_library
+def test_calls_past_torchs_dispatcher_give_what_it_gives():
+    w, x, c = ops.pack(weight(300, 200), "inputs"), vectors(3, 300), torch.rand(300)
+    rows = ops.pack(weight(300, 200), "outputs")
+    calls = [lambda: ops.input_sparse(x, w, k=40, scale=c), lambda: ops.linear(x, rows),
+             lambda: ops.glu(x, rows, rows, ops.pack(weight(200, 300), "inputs"), activation="silu", k=50)]
+    direct = [call() for call in calls]
+
+    class Passing(torch.utils._python_dispatch.TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            Passing.seen += str(function).startswith("sparsity.")
+            return function(*args, **(kwargs or {}))
+
+    with Passing():
+        assert all(torch.equal(call(), found) for call, found in zip(calls, direct, strict=True))
+    assert Passing.seen == 3
+
+
+@needs_library
+def test_scales_that_turn_negative_are_noticed():
+    w, x, c = ops.pack(weight(24, 10), "inputs"), vectors(1, 24), torch.ones(24)
+    ops.input_sparse(x, w, k=3, scale=c)
+    c[5] = -1
+    with pytest.raises(SparsityError, match="at least 0"):
+        ops.input_sparse(x, w, k=3, scale=c)
+
+
+@needs_library
+def test_small_weights_share_memory_without_touching_each_other():
+    kept = [(weight(n, 40, n), ops.pack(weight(n, 40, n), "inputs")) for n in range(30, 60)]
+    assert all(torch.equal(w, p.dense()) and p.data.data_ptr() % 64 == 0 for w, p in kept)
+
+
 def test_glus_that_do_not_fit_are_refused():
     gate, up, down = (ops.pack(weight(8, 6), "outputs"), ops.pack(weight(8, 6), "outputs"), ops.pack(weight(6, 8), "inputs"))
     x = vectors(1, 8)

@@ -38,10 +38,11 @@ EXPORT int sparsity_input_sparse(const Weight* weight, const Select* select, int
     if (read) *read = 0;
     if (x->batch == 0) return OK;
     Scratch scratch[MAX_THREADS];
-    float *none, *nothing;
+    const int64_t parts = parts_of(*weight, x->batch);
+    float* partial;
     threads = team_of(threads);
-    if (!prepare(weight->rows, x->batch, threads, 0, scratch, &none, &nothing)) return NO_MEMORY;
-    InputSparse call{weight, select, stripes, stripe_width, *x, *y, bias, share, read, scratch};
+    if (!prepare(weight->rows, x->batch, threads, scratch, 1, &parts, &partial)) return NO_MEMORY;
+    InputSparse call{weight, select, stripes, stripe_width, *x, *y, bias, share, read, partial, scratch};
     run_team([](const Team& team, void* a) { kernels->input_sparse(team, *static_cast<InputSparse*>(a)); }, &call, threads);
     return OK;
 }
@@ -51,9 +52,8 @@ EXPORT int sparsity_dense(const Weight* weight, const Vectors* x, const Vectors*
         return BAD_ARGUMENT;
     if (x->batch == 0) return OK;
     Scratch scratch[MAX_THREADS];
-    float *none, *nothing;
     threads = team_of(threads);
-    if (!prepare(weight->padded, x->batch, threads, 0, scratch, &none, &nothing)) return NO_MEMORY;
+    if (!prepare(weight->padded, x->batch, threads, scratch, 0, nullptr, nullptr)) return NO_MEMORY;
     Dense call{weight, *x, *y, bias, scratch};
     run_team([](const Team& team, void* a) { kernels->dense(team, *static_cast<Dense*>(a)); }, &call, threads);
     return OK;
@@ -69,11 +69,12 @@ EXPORT int sparsity_glu(const Weight* gate, const Weight* up, const Weight* down
     if (kept) *kept = 0;
     if (x->batch == 0) return OK;
     Scratch scratch[MAX_THREADS];
-    float *g, *h;
+    const int64_t extra[] = {gate->rows * x->batch, gate->rows * x->batch, parts_of(*down, x->batch)};
+    float* shared[3];
     threads = team_of(threads);
-    const int64_t padded = larger(gate->padded, up->padded);
-    if (!prepare(larger(gate->rows, padded), x->batch, threads, gate->rows * x->batch, scratch, &g, &h)) return NO_MEMORY;
-    SparseGlu call{gate, up, down, gate_bias, up_bias, down_bias, *select, activation, share, *x, *y, g, h, kept, scratch};
+    if (!prepare(larger(gate->rows, gate->padded), x->batch, threads, scratch, 3, extra, shared)) return NO_MEMORY;
+    SparseGlu call{gate,        up, down, gate_bias, up_bias,   down_bias, *select, activation, share, *x, *y,
+                   shared[0], shared[1], shared[2], kept, scratch};
     run_team([](const Team& team, void* a) { kernels->sparse_glu(team, *static_cast<SparseGlu*>(a)); }, &call, threads);
     return OK;
 }

@@ -13,6 +13,8 @@ int64_t widest(const Decoder& m) {
 }
 
 bool fits(const Weight& w, const Site& site, int64_t inputs, int64_t outputs) {
+    if (site.rotated && (!site.active || !good(&site.rotation) || site.rotation.rows != inputs || site.rotation.cols != inputs))
+        return false;
     return good(&w) && (site.active ? w.rows == inputs && w.cols == outputs : w.rows == outputs && w.cols == inputs);
 }
 
@@ -30,7 +32,7 @@ bool good(const Decoder& m) {
         if (!l.norm_attention || !l.norm_ffn || !l.keys || !l.values || l.rope < 0 || l.rope > 1 || !m.cosine[l.rope] ||
             !m.sine[l.rope] || !fits(l.qkv, l.at_qkv, m.hidden, q + 2 * kv) || !fits(l.o, l.at_o, q, m.hidden) ||
             !fits(l.down, at_down, m.neurons, m.hidden) || (l.at_up.active && l.at_gate.active) ||
-            (l.at_gate.active && l.at_down.active))
+            (l.at_gate.active && l.at_down.active) || l.at_gate.rotated)
             return false;
         if (l.at_up.active ? !fits(l.gate_up, l.at_up, m.hidden, 2 * m.neurons)
                            : !fits(l.gate, dense, m.hidden, m.neurons) || !fits(l.up, dense, m.hidden, m.neurons))
@@ -41,8 +43,8 @@ bool good(const Decoder& m) {
 
 struct Buffers {
     Scratch scratch[MAX_THREADS];
-    float *residual[MAX_THREADS], *scores[MAX_THREADS];
-    float *qkv, *attention, *out, *gates, *products, *ffn;
+    float *residual[MAX_THREADS], *scores[MAX_THREADS], *wide[MAX_THREADS];
+    float *qkv, *attention, *out, *gates, *products, *ffn, *rotated, *partial[2];
 };
 
 void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
@@ -51,6 +53,7 @@ void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
         b.scratch[i] = carve(c, n, 1);
         b.residual[i] = c.take<float>(m.hidden);
         b.scores[i] = c.take<float>(m.capacity + 16);
+        b.wide[i] = c.take<float>(n);
     }
     b.qkv = c.take<float>((m.heads + 2 * m.kv_heads) * m.head_dim);
     b.attention = c.take<float>(m.heads * m.head_dim);
@@ -58,6 +61,8 @@ void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
     b.gates = c.take<float>(2 * m.neurons);
     b.products = c.take<float>(m.neurons);
     b.ffn = c.take<float>(m.hidden);
+    b.rotated = c.take<float>(n);
+    for (float*& each : b.partial) each = c.take<float>(SHARES * NARROW);
 }
 
 }  // namespace
@@ -84,8 +89,8 @@ EXPORT int sparsity_decode(const Decoder* model, int64_t token, int64_t position
     Carver real{base};
     carve_all(real, *model, threads, b);
     if (bytes) *bytes = 0;
-    DecodeStep step{model, token, position, logits, b.qkv, b.attention, b.out, b.gates, b.products, b.ffn, bytes,
-                    b.scratch, b.residual, b.scores};
+    DecodeStep step{model, token, position, logits, b.qkv, b.attention, b.out, b.gates, b.products, b.ffn, b.rotated,
+                    {b.partial[0], b.partial[1]}, bytes, b.scratch, b.residual, b.scores, b.wide};
     run_team([](const Team& team, void* a) { kernels->decode(team, *static_cast<DecodeStep*>(a)); }, &step, threads);
     return OK;
 }

@@ -13,7 +13,7 @@ inline bool good(const Weight* w) {
     if (!w || !w->data || w->rows < 1 || w->cols < 1 || w->padded < w->cols) return false;
     const int unit[] = {16, 32, 64, 128};
     if (w->format < FORMAT_F32 || w->format > FORMAT_I4 || w->padded % unit[w->format] ||
-        w->padded - w->cols >= unit[w->format])
+        w->padded - w->cols >= unit[w->format] || w->stride < w->padded || w->stride % unit[w->format])
         return false;
     if (w->format == FORMAT_I4) return w->scales && (w->group == 32 || w->group == 128);
     return w->format != FORMAT_I8 || w->scales;

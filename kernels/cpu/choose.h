@@ -1,7 +1,7 @@
 // Which entries of a vector are kept: by threshold, or the k largest with ties to the lower index.
 #pragma once
 #include "simd.h"
-#include "types.h"
+#include "ops_args.h"
 
 namespace ISA {
 
@@ -17,78 +17,86 @@ static inline void score_entries(const Select& s, const float* x, int64_t n, flo
 // Bits of a score as an unsigned number in the scores' order; NaN above infinity.
 static inline uint32_t rank_key(float score) { return float_bits(score) & 0x7fffffffu; }
 
-// The k-th largest key of n, and how many entries equal to it are still wanted. counts: 2048 + n words of scratch.
-static inline uint32_t kth_key(const float* score, int64_t n, int64_t k, uint32_t* counts, int64_t* ties) {
-    uint32_t* found = counts + 2048;
-    __builtin_memset(counts, 0, 2048 * sizeof(uint32_t));
-    uint32_t highest = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t key = rank_key(score[i]);
-        highest = key > highest ? key : highest;
-        counts[key >> 20]++;
-    }
-    int64_t wanted = k;
-    int bin = (int)(highest >> 20);
-    while (bin > 0 && (int64_t)counts[bin] < wanted) wanted -= counts[bin--];
-    int64_t m = 0;  // those in the bin that holds the k-th; their low 20 bits decide
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t key = rank_key(score[i]);
-        found[m] = key & 0xfffffu;
-        m += (key >> 20) == (uint32_t)bin;
-    }
-    if (m <= 64) {  // few: each one's rank by comparing all
-        for (int64_t i = 0; i < m; i++) {
-            int64_t larger = 0, equal = 0;
-            for (int64_t j = 0; j < m; j++) larger += found[j] > found[i], equal += found[j] == found[i];
-            if (larger < wanted && wanted <= larger + equal) {
-                *ties = wanted - larger;
-                return ((uint32_t)bin << 20) | found[i];
-            }
-        }
-    }
-    uint32_t low = 0;
-    for (int shift = 10; shift >= 0; shift -= 10) {
-        __builtin_memset(counts, 0, 1024 * sizeof(uint32_t));
-        for (int64_t i = 0; i < m; i++) counts[(found[i] >> shift) & 1023]++;
-        int digit = 1023;
-        while (digit > 0 && (int64_t)counts[digit] < wanted) wanted -= counts[digit--];
-        low |= (uint32_t)digit << shift;
-        int64_t left = 0;
-        for (int64_t i = 0; i < m; i++) {
-            const uint32_t key = found[i];
-            found[left] = key;
-            left += ((key >> shift) & 1023) == (uint32_t)digit;
-        }
-        m = left;
-    }
-    *ties = wanted;
-    return ((uint32_t)bin << 20) | low;
+// How many of n keys (whole vectors, the rest 0) are at least `floor`, which is above 0.
+static inline int64_t count_from(const uint32_t* keys, int64_t n, uint32_t floor) {
+    vi counts[4] = {(vi){}, (vi){}, (vi){}, (vi){}};
+    const vi least = (vi)(floor - (vu){});
+    for (int64_t i = 0; i < n; i += 4 * LANES)
+        for (int p = 0; p < 4; p++) counts[p] -= (vi)*(const vu_any*)(keys + i + p * LANES) >= least;
+    const vi all = counts[0] + counts[1] + counts[2] + counts[3];
+    int64_t total = 0;
+    for (int lane = 0; lane < LANES; lane++) total += all[lane];
+    return total;
 }
 
-// Indices of the entries kept, ascending; returns their number. counts: as in kth_key.
-static inline int64_t keep_entries(const Select& s, const float* score, int64_t n, int32_t* kept, uint32_t* counts) {
-    int64_t m = 0;
-    if (!s.by_rank) {
-        for (int64_t i = 0; i < n; i++) {
-            kept[m] = (int32_t)i;
-            m += !(score[i] <= (s.threshold_each ? s.threshold_each[i] : s.threshold));
+// A key that exactly k of n keys exceed or, where there is none, the k-th largest: then `ties` of those equal to it belong
+// to the k as well. By halving the range of keys, which asks only for counts: they vectorise. 0 < k < n.
+// keys: scratch of n + KEYS_MORE words.
+static inline uint32_t border_key(const float* score, int64_t n, int64_t k, uint32_t* keys, int64_t* ties) {
+    for (int64_t i = 0; i < n; i++) keys[i] = rank_key(score[i]);
+    for (int64_t i = n; i < n + KEYS_MORE; i++) keys[i] = 0;
+    uint32_t found = 0;  // at least k keys are not below it
+    for (int bit = 30; bit >= 0; bit--) {
+        const uint32_t higher = found | (1u << bit);
+        const int64_t count = count_from(keys, n, higher);
+        if (count == k) {
+            *ties = 0;
+            return higher - 1;
         }
-        return m;
+        if (count > k) found = higher;
     }
-    if (s.k >= n || s.k <= 0) {
-        for (int64_t i = 0; s.k > 0 && i < n; i++) kept[m++] = (int32_t)i;
-        return m;
+    *ties = k - (found == 0x7fffffffu ? 0 : count_from(keys, n, found + 1));
+    return found;
+}
+
+#if ISA_LEVEL == 2
+static inline int64_t append(int32_t* kept, int64_t m, int64_t first, __mmask16 mask) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32((int32_t)first));
+    _mm512_storeu_si512(kept + m, _mm512_maskz_compress_epi32(mask, index));  // up to 16 beyond: there is room
+    return m + __builtin_popcount(mask);
+}
+#endif
+
+static inline int64_t keep_by_threshold(const Select& s, const float* score, int64_t n, int32_t* kept) {
+    int64_t m = 0, i = 0;
+#if ISA_LEVEL == 2
+    for (; i + 16 <= n; i += 16) {
+        const __m512 border = s.threshold_each ? _mm512_loadu_ps(s.threshold_each + i) : _mm512_set1_ps(s.threshold);
+        m = append(kept, m, i, _mm512_cmp_ps_mask(_mm512_loadu_ps(score + i), border, _CMP_NLE_UQ));
     }
-    int64_t ties;
-    const uint32_t border = kth_key(score, n, s.k, counts, &ties);
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t key = rank_key(score[i]);
-        const int64_t equal = key == border;
+#endif
+    for (; i < n; i++) {
         kept[m] = (int32_t)i;
-        m += (key > border) | (equal & (ties > 0));
+        m += !(score[i] <= (s.threshold_each ? s.threshold_each[i] : s.threshold));
+    }
+    return m;
+}
+
+static inline int64_t keep_by_rank(const float* score, int64_t n, int64_t k, int32_t* kept, uint32_t* keys) {
+    int64_t m = 0, i = 0, ties;
+    if (k <= 0 || k >= n) {
+        for (; k > 0 && i < n; i++) kept[i] = (int32_t)i;
+        return i;
+    }
+    const uint32_t border = border_key(score, n, k, keys, &ties);
+#if ISA_LEVEL == 2
+    const __m512i borders = _mm512_set1_epi32((int32_t)border);
+    for (; ties == 0 && i + 16 <= n; i += 16)
+        m = append(kept, m, i, _mm512_cmpgt_epi32_mask(_mm512_loadu_si512(keys + i), borders));
+#endif
+    for (; i < n; i++) {
+        const int64_t equal = keys[i] == border;
+        kept[m] = (int32_t)i;
+        m += (keys[i] > border) | (equal & (ties > 0));
         ties -= equal;
     }
     return m;
+}
+
+// Indices of the entries kept, ascending; returns their number. kept: room for n + LANES. keys: for n + KEYS_MORE.
+static inline int64_t keep_entries(const Select& s, const float* score, int64_t n, int32_t* kept, uint32_t* keys) {
+    return s.by_rank ? keep_by_rank(score, n, s.k, kept, keys) : keep_by_threshold(s, score, n, kept);
 }
 
 }  // namespace ISA

@@ -36,98 +36,149 @@ static inline void rows_of(const Team& team, const Weight& w, const float* bias,
     for (int64_t row = begin; bias && row < end; row++) y[row] += bias[row];
 }
 
-// y = projection of x: dense, or without the inputs that the site drops.
-static void project(const Team& team, const DecodeStep& s, const Weight& w, const float* bias, const Site& site, const float* x,
-                    float* y) {
+// Where a projection's sums go before all threads have met; after that `fetch` has its outputs.
+struct Output {
+    const Weight* w;
+    const float* bias;
+    float *y, *partial;  // partial: where the rows were divided, else null
+};
+
+// Outputs [from, to) of a projection, which all threads have finished, into `out` (y itself, where it is there already).
+static inline const float* fetch(const Output& p, int64_t from, int64_t to, float* out) {
+    if (!p.partial) return p.y + from;
+    sum_parts(*p.w, p.bias, p.partial, 1, 0, from, to, out);
+    return out;
+}
+
+// The sums of rows `b.rows`, times factors, `count` of them.
+static inline Output add_kept(const Team& team, const Scratch& b, const Weight& w, const float* bias, const float* factors,
+                              int64_t count, float* y, float* partial) {
+    if (by_rows(w, 1)) {
+        add_parts(team, w, b.rows, factors, count, 1, partial);
+        return Output{&w, bias, y, partial};
+    }
+    int64_t begin, end;
+    split(team, w, &begin, &end);
+    columns(w, b.rows, factors, count, bias, Vectors{y, 0, FORMAT_F32, 1}, b.acc, begin, end);
+    return Output{&w, bias, y, 0};
+}
+
+// y = projection of x: dense, or without the inputs that the site drops. Threads have to meet before they use it.
+static Output project(const Team& team, const DecodeStep& s, const Weight& w, const float* bias, const Site& site, const float* x,
+                      float* y, float* partial) {
     const Scratch& b = s.scratch[team.index];
     if (!site.active) {
         rows_of(team, w, bias, x, y);
         note(team, s, row_size(w) * w.rows);
-        return;
+        return Output{&w, bias, y, 0};
     }
-    int64_t kept, begin, end;
+    if (site.rotated) {
+        rows_of(team, site.rotation, 0, x, s.rotated);
+        note(team, s, row_size(site.rotation) * site.rotation.rows);
+        team.wait();
+        x = s.rotated;
+    }
+    int64_t kept;
     const int64_t count = choose_rows(site.select, x, 0, w.rows, 1, SHARE_OWN, b, &kept);
-    split(team, w, &begin, &end);
-    columns(w, b.rows, b.factors, count, bias, Vectors{y, 0, FORMAT_F32, 1}, b.acc, begin, end);
     note(team, s, row_size(w) * count);
+    return add_kept(team, b, w, bias, b.factors, count, y, partial);
 }
 
-static void attend(const Team& team, const DecodeStep& s, const Layer& layer) {
+static void attend(const Team& team, const DecodeStep& s, const Layer& layer, const Output& projected) {
     const Decoder& m = *s.model;
     const float* cosine = m.cosine[layer.rope] + s.position * m.head_dim;
     const float* sine = m.sine[layer.rope] + s.position * m.head_dim;
     const int64_t q = m.heads, kv = m.kv_heads, d = m.head_dim;
-    for (int64_t h = team.begin(q + kv); h < team.end(q + kv); h++) {
-        const float* norm = h < q ? layer.norm_q : layer.norm_k;
-        if (norm) rms_norm(s.qkv + h * d, norm, d, d, m.eps, s.qkv + h * d);
-        rotate(s.qkv + h * d, cosine, sine, d);
-        if (h < q) continue;
-        remember(layer.keys, m.cache_format, ((h - q) * m.capacity + s.position) * d, s.qkv + h * d, d);
-        remember(layer.values, m.cache_format, ((h - q) * m.capacity + s.position) * d, s.qkv + (h + kv) * d, d);
+    float *own = s.wide[team.index], *key = own;
+    for (int64_t h = team.begin(kv); h < team.end(kv); h++) {
+        const int64_t at = (h * m.capacity + s.position) * d;
+        const float* found = fetch(projected, (q + h) * d, (q + h + 1) * d, key);
+        if (layer.norm_k)
+            rms_norm(found, layer.norm_k, d, d, m.eps, key);
+        else if (found != key)
+            __builtin_memcpy(key, found, d * sizeof(float));
+        rotate(key, cosine, sine, d);
+        remember(layer.keys, m.cache_format, at, key, d);
+        remember(layer.values, m.cache_format, at, fetch(projected, (q + kv + h) * d, (q + kv + h + 1) * d, key), d);
+    }
+    const int64_t first = team.begin(q), last = team.end(q);
+    const float* queries = first < last ? fetch(projected, first * d, last * d, own) : own;
+    for (int64_t h = first; h < last; h++) {
+        float* query = own + (h - first) * d;
+        if (layer.norm_q)
+            rms_norm(queries + (h - first) * d, layer.norm_q, d, d, m.eps, query);
+        else if (queries != own)
+            __builtin_memcpy(query, queries + (h - first) * d, d * sizeof(float));
+        rotate(query, cosine, sine, d);
     }
     team.wait();
     const int64_t start = layer.window > 0 && s.position >= layer.window ? s.position - layer.window + 1 : 0;
-    for (int64_t h = team.begin(q); h < team.end(q); h++) {
+    for (int64_t h = first; h < last; h++) {
         const int64_t base = (h / (q / kv)) * m.capacity * d;
-        attention_head(s.qkv + h * d, layer.keys, layer.values, m.cache_format, base, start, s.position + 1, d, m.scaling,
+        attention_head(own + (h - first) * d, layer.keys, layer.values, m.cache_format, base, start, s.position + 1, d, m.scaling,
                        m.attention_cap, s.scores[team.index], s.attention + h * d);
     }
     team.wait();
 }
 
-// The FFN up to the down projection's inputs; returns how many rows of it are kept, or -1 where none were chosen yet.
-static int64_t expand(const Team& team, const DecodeStep& s, const Layer& layer, const float* x) {
+// The down projection's inputs where neurons are not chosen by the gate: all of them, in s.products.
+static void expand(const Team& team, const DecodeStep& s, const Layer& layer, const float* x) {
     const Decoder& m = *s.model;
-    const Scratch& b = s.scratch[team.index];
-    const int64_t first = team.begin(m.neurons), last = team.end(m.neurons);
+    const int64_t first = team.begin(m.neurons), last = team.end(m.neurons), n = m.neurons;
     if (layer.at_up.active) {
-        project(team, s, layer.gate_up, layer.gate_up_bias, layer.at_up, x, s.gates);
+        const Output both = project(team, s, layer.gate_up, layer.gate_up_bias, layer.at_up, x, s.gates, s.partial[0]);
         team.wait();
-        __builtin_memcpy(s.products + first, s.gates + first, (last - first) * sizeof(float));
+        float* wide = s.wide[team.index];
+        const float* gates = fetch(both, first, last, wide);
+        __builtin_memcpy(s.products + first, gates, (last - first) * sizeof(float));
         activate(s.products + first, last - first, m.activation);
-        for (int64_t j = first; j < last; j++) s.products[j] *= s.gates[m.neurons + j];
-        team.wait();
-        return -1;
-    }
-    rows_of(team, layer.gate, layer.gate_bias, x, s.gates);
-    activate(s.gates + first, last - first, m.activation);
-    note(team, s, row_size(layer.gate) * m.neurons);
-    if (!layer.at_gate.active) {
+        const float* ups = fetch(both, n + first, n + last, wide);
+        for (int64_t j = first; j < last; j++) s.products[j] *= ups[j - first];
+    } else {
+        rows_of(team, layer.gate, layer.gate_bias, x, s.gates);
+        activate(s.gates + first, last - first, m.activation);
         rows_of(team, layer.up, layer.up_bias, x, s.products);
         for (int64_t j = first; j < last; j++) s.products[j] *= s.gates[j];
-        note(team, s, row_size(layer.up) * m.neurons);
-        team.wait();
-        return -1;
+        note(team, s, row_size(layer.gate) * n + row_size(layer.up) * n);
     }
+    team.wait();
+}
+
+static Output contract(const Team& team, const DecodeStep& s, const Layer& layer) {
+    const Decoder& m = *s.model;
+    const Scratch& b = s.scratch[team.index];
+    const int64_t padded = layer.at_down.rotated ? layer.at_down.rotation.padded : layer.at_down.active ? m.neurons : layer.down.padded;
+    __builtin_memcpy(b.x, s.products, m.neurons * sizeof(float));
+    for (int64_t i = m.neurons; i < padded; i++) b.x[i] = 0.0f;
+    return project(team, s, layer.down, layer.down_bias, layer.at_down, b.x, s.ffn, s.partial[1]);
+}
+
+// The FFN where the gate chooses neurons, whose rows of `up` and `down` alone are read.
+static Output choose_neurons(const Team& team, const DecodeStep& s, const Layer& layer, const float* x) {
+    const Decoder& m = *s.model;
+    const Scratch& b = s.scratch[team.index];
+    rows_of(team, layer.gate, layer.gate_bias, x, s.gates);
+    const int64_t first = team.begin(m.neurons), last = team.end(m.neurons);
+    activate(s.gates + first, last - first, m.activation);
     team.wait();
     int64_t kept;
     const int64_t count = choose_rows(layer.at_gate.select, s.gates, 0, m.neurons, 1, SHARE_OWN, b, &kept);
-    const int64_t begin = team.begin(count), end = team.end(count);
-    WITH_FORMAT(layer.up, dot_rows<F>(layer.up, b.rows, begin, end, x, 0, 1, s.products));
-    for (int64_t n = begin; n < end; n++)
-        s.products[n] = b.factors[n] * (s.products[n] + (layer.up_bias ? layer.up_bias[b.rows[n]] : 0.0f));
-    note(team, s, row_size(layer.up) * count);
-    team.wait();
-    return count;
-}
-
-static void contract(const Team& team, const DecodeStep& s, const Layer& layer, int64_t count) {
-    const Decoder& m = *s.model;
-    const Scratch& b = s.scratch[team.index];
-    if (count >= 0) {
-        int64_t begin, end;
-        split(team, layer.down, &begin, &end);
-        columns(layer.down, b.rows, s.products, count, layer.down_bias, Vectors{s.ffn, 0, FORMAT_F32, 1}, b.acc, begin, end);
-        note(team, s, row_size(layer.down) * count);
-        return;
+    note(team, s, row_size(layer.gate) * m.neurons + (row_size(layer.up) + row_size(layer.down)) * count);
+    SparseGlu call = {};
+    call.up = &layer.up, call.down = &layer.down, call.up_bias = layer.up_bias;
+    call.x.batch = 1, call.h = s.products, call.partial = s.partial[1];
+    Scratch own = b;
+    own.x = (float*)x;
+    if (by_rows(layer.down, 1)) {
+        products_and_parts(team, call, own, count);
+        return Output{&layer.down, layer.down_bias, s.ffn, s.partial[1]};
     }
-    const int64_t padded = layer.at_down.active ? m.neurons : layer.down.padded;
-    __builtin_memcpy(b.x, s.products, m.neurons * sizeof(float));
-    for (int64_t i = m.neurons; i < padded; i++) b.x[i] = 0.0f;
-    project(team, s, layer.down, layer.down_bias, layer.at_down, b.x, s.ffn);
+    products(call, own, team.begin(count), team.end(count), team.end(count));
+    team.wait();
+    return add_kept(team, b, layer.down, layer.down_bias, s.products, count, s.ffn, 0);
 }
 
-static inline void add_residual(float* x, float* out, const float* norm, int64_t n, float eps, float* scratch) {
+static inline void add_residual(float* x, const float* out, const float* norm, int64_t n, float eps, float* scratch) {
     const float* more = out;
     if (norm) {
         rms_norm(out, norm, n, n, eps, scratch);
@@ -136,14 +187,20 @@ static inline void add_residual(float* x, float* out, const float* norm, int64_t
     for (int64_t i = 0; i < n; i++) x[i] += more[i];
 }
 
+// A row as floats, but for the scales of int8. scales: scratch for one float a group.
+template <class F> static inline void read_row(const Weight& w, int64_t row, float* out, float* scales) {
+    if (F::scaled) read_scales<F>(w, row, 0, w.padded / F::shared, 1.0f, scales);
+    F line(w, row, 0);
+    for (int64_t c = 0; c < w.padded; c += F::unit, line.advance())
+        for (int v = 0; v < F::unit / LANES; v++)
+            store(out + c + v * LANES, F::scaled ? line.get(v) * scales[(c + v * LANES) / F::shared] : line.get(v));
+}
+
 static void decode(const Team& team, const DecodeStep& s) {
     const Decoder& m = *s.model;
     const Scratch& b = s.scratch[team.index];
     float* x = s.residual[team.index];
-    WITH_FORMAT(m.embedding, for (int64_t c = 0; c < m.embedding.padded; c += F::unit) {
-        const F line(m.embedding, s.token, c);
-        for (int v = 0; v < F::unit / LANES; v++) store(b.value + c + v * LANES, line.get(v) * line.scale(v));
-    });
+    WITH_FORMAT(m.embedding, read_row<F>(m.embedding, s.token, b.value, b.score));
     const float factor =
         m.embedding_scale * (m.embedding.format == FORMAT_I8 ? ((const float*)m.embedding.scales)[s.token] : 1.0f);
     for (int64_t i = 0; i < m.hidden; i++) x[i] = b.value[i] * factor;
@@ -151,20 +208,20 @@ static void decode(const Team& team, const DecodeStep& s) {
         const Layer& layer = m.layers[l];
         const int64_t wide = m.hidden + 128;
         rms_norm(x, layer.norm_attention, m.hidden, wide, m.eps, b.x);
-        project(team, s, layer.qkv, layer.qkv_bias, layer.at_qkv, b.x, s.qkv);
+        const Output qkv = project(team, s, layer.qkv, layer.qkv_bias, layer.at_qkv, b.x, s.qkv, s.partial[0]);
         team.wait();
-        attend(team, s, layer);
+        attend(team, s, layer, qkv);
         const int64_t width = m.heads * m.head_dim;
         __builtin_memcpy(b.x, s.attention, width * sizeof(float));
         for (int64_t i = width; i < width + 128; i++) b.x[i] = 0.0f;
-        project(team, s, layer.o, layer.o_bias, layer.at_o, b.x, s.out);
+        const Output out = project(team, s, layer.o, layer.o_bias, layer.at_o, b.x, s.out, s.partial[1]);
         team.wait();
-        add_residual(x, s.out, layer.norm_after_attention, m.hidden, m.eps, b.value);
+        add_residual(x, fetch(out, 0, m.hidden, b.score), layer.norm_after_attention, m.hidden, m.eps, b.value);
         rms_norm(x, layer.norm_ffn, m.hidden, wide, m.eps, b.x);
-        const int64_t count = expand(team, s, layer, b.x);
-        contract(team, s, layer, count);
+        if (!layer.at_gate.active) expand(team, s, layer, b.x);
+        const Output ffn = layer.at_gate.active ? choose_neurons(team, s, layer, b.x) : contract(team, s, layer);
         team.wait();
-        add_residual(x, s.ffn, layer.norm_after_ffn, m.hidden, m.eps, b.value);
+        add_residual(x, fetch(ffn, 0, m.hidden, b.score), layer.norm_after_ffn, m.hidden, m.eps, b.value);
     }
     rms_norm(x, m.final_norm, m.hidden, m.hidden + 128, m.eps, b.x);
     rows_of(team, m.head, 0, b.x, s.logits);

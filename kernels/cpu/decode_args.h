@@ -4,10 +4,12 @@
 #include "ops_args.h"
 
 // What is dropped in front of a projection; without it the projection is dense, and packed by outputs.
+// rotation: by outputs, Q^T; entries are dropped from Q^T x, and the projection holds W Q.
 struct Site {
     Select select;
+    Weight rotation;
     int32_t active;
-    int32_t unused;
+    int32_t rotated;
 };
 
 struct Layer {
@@ -38,9 +40,11 @@ struct DecodeStep {
     int64_t token, position;
     float* logits;  // [vocabulary]
     // Shared between threads.
-    float *qkv, *attention, *out, *gates, *products, *ffn;
+    float *qkv, *attention, *out, *gates, *products, *ffn, *rotated;
+    float* partial[2];  // parts of products whose rows are divided (shares.h), in turn
     double* bytes;  // of weights read, added up (may be null)
     Scratch* scratch;
     float** residual;  // one [hidden] a thread
     float** scores;    // one [capacity] a thread
+    float** wide;      // one [all heads] or [neurons] a thread
 };

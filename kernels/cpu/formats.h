@@ -11,11 +11,10 @@ struct F32 {
     static constexpr bool scaled = false;
     const float* line;
     inline F32() {}
-    inline F32(const Weight& w, int64_t row, int64_t col) : line((const float*)w.data + row * w.padded + col) {}
+    inline F32(const Weight& w, int64_t row, int64_t col) : line((const float*)w.data + row * w.stride + col) {}
     inline void advance() { line += unit; }
     inline vf get(int v) const { return load(line + v * LANES); }
-    inline vf scale(int) const { return splat(1.0f); }
-    static inline int64_t row_bytes(const Weight& w) { return w.padded * 4; }
+    static inline int64_t pitch(const Weight& w) { return w.stride * 4; }
 };
 
 struct BF16 {
@@ -24,11 +23,10 @@ struct BF16 {
     static constexpr bool scaled = false;
     const uint16_t* line;
     inline BF16() {}
-    inline BF16(const Weight& w, int64_t row, int64_t col) : line((const uint16_t*)w.data + row * w.padded + col) {}
+    inline BF16(const Weight& w, int64_t row, int64_t col) : line((const uint16_t*)w.data + row * w.stride + col) {}
     inline void advance() { line += unit; }
     inline vf get(int v) const { return load_bf16(line + v * LANES); }
-    inline vf scale(int) const { return splat(1.0f); }
-    static inline int64_t row_bytes(const Weight& w) { return w.padded * 2; }
+    static inline int64_t pitch(const Weight& w) { return w.stride * 2; }
 };
 
 struct I8 {
@@ -37,11 +35,10 @@ struct I8 {
     static constexpr bool scaled = false;  // by output, at the end
     const int8_t* line;
     inline I8() {}
-    inline I8(const Weight& w, int64_t row, int64_t col) : line((const int8_t*)w.data + row * w.padded + col) {}
+    inline I8(const Weight& w, int64_t row, int64_t col) : line((const int8_t*)w.data + row * w.stride + col) {}
     inline void advance() { line += unit; }
     inline vf get(int v) const { return load_i8(line + v * LANES); }
-    inline vf scale(int) const { return splat(1.0f); }
-    static inline int64_t row_bytes(const Weight& w) { return w.padded; }
+    static inline int64_t pitch(const Weight& w) { return w.stride; }
 };
 
 // A line is 16 dwords for 128 entries: entry 16 k + l is nibble k of dword l, plus 8. GROUP entries share a scale.
@@ -50,20 +47,28 @@ template <int GROUP> struct I4 {
     static constexpr int shared = GROUP;
     static constexpr bool scaled = true;
     const uint32_t* line;
-    const uint16_t* scales;
     inline I4() {}
     inline I4(const Weight& w, int64_t row, int64_t col)
-        : line((const uint32_t*)w.data + (row * w.padded + col) / 8),
-          scales((const uint16_t*)w.scales + (row * w.padded + col) / GROUP) {}
-    inline void advance() { line += 16, scales += unit / GROUP; }
+        : line((const uint32_t*)w.data + (row * w.stride + col) / 8) {}
+    inline void advance() { line += 16; }
     inline vf get(int v) const { return nibbles(line + (v * LANES) % 16, v * LANES / 16); }
-    // The scale of vector v's entries, in every lane.
-    inline vf scale(int v) const { return splat_bf16(scales + v * LANES / GROUP); }
-    static inline int64_t row_bytes(const Weight& w) { return w.padded / 2; }
+    static inline int64_t pitch(const Weight& w) { return w.stride / 2; }
 };
 
-template <class F> static inline const char* row_address(const Weight& w, int64_t row) {
-    return (const char*)w.data + row * F::row_bytes(w);
+// Scales of `count` groups of a row from entry `col` on, times `factor`. Widened here once: doing it between the products
+// costs more than these.
+template <class F>
+static inline void read_scales(const Weight& w, int64_t row, int64_t col, int64_t count, float factor, float* out) {
+    const uint16_t* from = (const uint16_t*)w.scales + (row * w.padded + col) / F::shared;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) store(out + i, load_bf16(from + i) * factor);
+    for (; i < count; i++) out[i] = from_bf16(from[i]) * factor;
 }
+
+// Memory from a row to the next, and what of it is the row's own.
+template <class F> static inline const char* row_address(const Weight& w, int64_t row) {
+    return (const char*)w.data + row * F::pitch(w);
+}
+template <class F> static inline int64_t row_bytes(const Weight& w) { return w.padded / F::unit * 64; }
 
 }  // namespace ISA

@@ -6,6 +6,7 @@
 // Sums run over rows (add_rows) or along a row (dot_rows) in an order that no number of threads changes.
 #pragma once
 #include "formats.h"
+#include "ops_args.h"
 
 namespace ISA {
 
@@ -14,6 +15,7 @@ constexpr int TOKENS = 4;        // tokens a pass share the converted weights
 constexpr int64_t STEP = 1024;  // bytes ahead, of each row in add_rows
 constexpr int64_t FLIGHT = 8192;  // bytes on their way where rows are short and lie apart
 constexpr int64_t DISTANCE = 3072;  // bytes that a row is fetched ahead of its use
+constexpr int64_t PIECE = 4096;  // entries of a row whose scales are widened at once
 constexpr int64_t BLOCK = 8192;  // accumulators that the first-level cache holds beside the rows
 
 // Outputs of a block: fewer where each has an accumulator for every token.
@@ -30,22 +32,27 @@ static inline void add_pass(const Weight& w, const int32_t* rows, const float* x
     vf factors[N][T];  // in registers: the compiler cannot know that the accumulators do not overlap x
     for (int n = 0; n < N; n++)
         for (int t = 0; t < T; t++) factors[n][t] = splat(x[n * x_stride + t]);
+    float scales[F::scaled ? N : 1][F::scaled ? BLOCK / F::shared : 1];  // one token: times its factor already
+    if (F::scaled)
+        for (int n = 0; n < N; n++)
+            read_scales<F>(w, rows[n], from, (to - from) / F::shared, T == 1 ? x[n * x_stride] : 1.0f, scales[n]);
     const char *here[N], *there[N];
     const int64_t bytes = (to - from) / F::unit * 64, step = STEP < bytes ? STEP : bytes;
     for (int n = 0; n < N; n++) {
         here[n] = (const char*)F(w, rows[n], from).line + step;
         there[n] = next ? (const char*)F(w, next[n], from).line + step - bytes : here[n];
     }
-    int64_t place = 0;
+    int64_t place = 0, group = 0;
     F line[N];
     for (int n = 0; n < N; n++) line[n] = F(w, rows[n], from);
     for (int64_t c = from; c < to; c += F::unit, place += 64) {
         for (int n = 0; n < N; n++) prefetch((place < bytes - step ? here[n] : there[n]) + place);
 #pragma GCC unroll 8
-        for (int g = 0; g < F::unit / LANES; g += F::shared / LANES) {
+        for (int g = 0; g < F::unit / LANES; g += F::shared / LANES, group++) {
             vf scaled[N][T];
             for (int n = 0; n < N; n++)
-                for (int t = 0; t < T; t++) scaled[n][t] = F::scaled ? factors[n][t] * line[n].scale(g) : factors[n][t];
+                for (int t = 0; t < T; t++)
+                    scaled[n][t] = !F::scaled ? factors[n][t] : T == 1 ? splat(scales[n][group]) : factors[n][t] * scales[n][group];
 #pragma GCC unroll 8
             for (int v = g; v < g + F::shared / LANES; v++) {
                 vf values[N];
@@ -71,19 +78,28 @@ static inline void add_tokens(const Weight& w, const int32_t* rows, const float*
     for (; t < tokens; t++) add_pass<F, N, 1>(w, rows, x + t, tokens, acc + t * acc_stride, acc_stride, from, to, next);
 }
 
-// acc[t][o - from] = sum over n < count of x[n][t] W[rows[n], o] for outputs [from, to) of one block; acc is written.
+static inline void clear(float* acc, int64_t acc_stride, int tokens, int64_t width) {
+    for (int t = 0; t < tokens; t++)
+        for (int64_t c = 0; c < width; c += LANES) store(acc + t * acc_stride + c, (vf){});
+}
+
+// acc[t][o - from] += sum over n < count of x[n][t] W[rows[n], o] for outputs [from, to), at most BLOCK of them.
+// known: how many rows the list holds from here on, for fetching ahead.
 template <class F>
 static inline void add_rows(const Weight& w, const int32_t* rows, const float* x, int64_t count, int tokens, float* acc,
-                            int64_t acc_stride, int64_t from, int64_t to) {
-    for (int t = 0; t < tokens; t++)
-        for (int64_t c = 0; c < to - from; c += LANES) store(acc + t * acc_stride + c, (vf){});
+                            int64_t acc_stride, int64_t from, int64_t to, int64_t known) {
     const int64_t bytes = (to - from) / F::unit * 64;
     const int64_t later = bytes > STEP ? PASS : (FLIGHT / (PASS * bytes) + 1) * PASS;  // short rows: whole passes ahead
     int64_t n = 0;
     for (; n + PASS <= count; n += PASS)
         add_tokens<F, PASS>(w, rows + n, x + n * tokens, tokens, acc, acc_stride, from, to,
-                            n + later + PASS <= count ? rows + n + later : 0);
-    for (; n < count; n++) add_tokens<F, 1>(w, rows + n, x + n * tokens, tokens, acc, acc_stride, from, to, 0);
+                            n + later + PASS <= known ? rows + n + later : 0);
+    if (n == count) return;
+    int32_t last[PASS];  // the rest as a whole pass too: the last row again, times 0
+    float factors[PASS * MAX_BATCH] = {0};
+    for (int64_t i = 0; i < PASS; i++) last[i] = rows[n + i < count ? n + i : count - 1];
+    __builtin_memcpy(factors, x + n * tokens, (count - n) * tokens * sizeof(float));
+    add_tokens<F, PASS>(w, last, factors, tokens, acc, acc_stride, from, to, 0);
 }
 
 // Where to fetch from while a row is read: `early` for its first bytes, `late` from `turn` on, both by the byte's own place.
@@ -97,7 +113,7 @@ struct Ahead {
 // rows: what will be read, `count` of them, this one at `n`; null: rows first, first + 1, ...
 template <class F>
 static inline Ahead look_ahead(const Weight& w, const int32_t* rows, int64_t first, int64_t n, int64_t count) {
-    const int64_t bytes = F::row_bytes(w), skip = bytes >= DISTANCE ? 1 : (rows ? FLIGHT : DISTANCE) / bytes;
+    const int64_t bytes = row_bytes<F>(w), skip = bytes >= DISTANCE ? 1 : (rows ? FLIGHT : DISTANCE) / bytes;
     const int64_t later = n + skip < count ? n + skip : count - 1;
     const char* next = row_address<F>(w, rows ? rows[later] : first + later);
     if (bytes < DISTANCE) return {next, next, bytes};
@@ -108,21 +124,33 @@ static inline Ahead look_ahead(const Weight& w, const int32_t* rows, int64_t fir
 template <class F, int T>
 static inline void dot_tokens(const Weight& w, int64_t row, const float* x, int64_t x_stride, float* y, const Ahead& ahead) {
     constexpr int PARTS = T == 1 ? 4 : 1;  // independent sums hide the latency of one addition
-    constexpr int VECTORS = F::unit / LANES;
+    constexpr int GROUP = F::shared / LANES;
     vf total[T][PARTS];
     for (int t = 0; t < T; t++)
         for (int p = 0; p < PARTS; p++) total[t][p] = (vf){};
     int64_t place = 0;
+    float scales[F::scaled ? PIECE / F::shared : 1];
     F line(w, row, 0);
-    for (int64_t c = 0; c < w.padded; c += F::unit, place += 64, line.advance()) {
-        prefetch((place < ahead.turn ? ahead.early : ahead.late) + place);
+    for (int64_t piece = 0; piece < w.padded; piece += PIECE) {
+        const int64_t stop = piece + PIECE < w.padded ? piece + PIECE : w.padded;
+        if (F::scaled) read_scales<F>(w, row, piece, (stop - piece) / F::shared, 1.0f, scales);
+        int64_t group = 0;
+        for (int64_t c = piece; c < stop; c += F::unit, place += 64, line.advance()) {
+            prefetch((place < ahead.turn ? ahead.early : ahead.late) + place);
 #pragma GCC unroll 8
-        for (int g = 0; g < VECTORS; g += F::shared / LANES) {
-            const vf scale = line.scale(g);
-#pragma GCC unroll 8
-            for (int v = g; v < g + F::shared / LANES; v++) {
-                const vf value = F::scaled ? line.get(v) * scale : line.get(v);
-                for (int t = 0; t < T; t++) total[t][v % PARTS] += value * load(x + t * x_stride + c + v * LANES);
+            for (int g = 0; g < F::unit / LANES; g += GROUP, group++) {
+                vf values[GROUP];
+                for (int v = 0; v < GROUP; v++) values[v] = line.get(g + v);
+                for (int t = 0; t < T; t++) {
+                    const float* from = x + t * x_stride + c + g * LANES;
+                    if (F::scaled) {
+                        vf part = values[0] * load(from);
+                        for (int v = 1; v < GROUP; v++) part += values[v] * load(from + v * LANES);
+                        total[t][g / GROUP % PARTS] += part * scales[group];
+                    } else {
+                        for (int v = 0; v < GROUP; v++) total[t][(g + v) % PARTS] += values[v] * load(from + v * LANES);
+                    }
+                }
             }
         }
     }

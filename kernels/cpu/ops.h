@@ -5,6 +5,7 @@
 #include "linear.h"
 #include "ops_args.h"
 #include "parallel.h"
+#include "shares.h"
 
 namespace ISA {
 
@@ -33,7 +34,7 @@ static inline int64_t choose_rows(const Select& s, const float* x, int64_t strid
                                   const Scratch& b, int64_t* kept) {
     if (tokens == 1) {
         score_entries(s, x, n, b.value, b.score);
-        const int64_t count = keep_entries(s, b.score, n, b.rows, b.counts);
+        const int64_t count = keep_entries(s, b.score, n, b.rows, b.keys);
         for (int64_t i = 0; i < count; i++) b.factors[i] = b.value[b.rows[i]];
         *kept = count;
         return count;
@@ -42,7 +43,7 @@ static inline int64_t choose_rows(const Select& s, const float* x, int64_t strid
     *kept = 0;
     for (int t = 0; t < tokens; t++) {
         score_entries(s, x + t * stride, n, b.value, b.score);
-        const int64_t count = keep_entries(s, b.score, n, b.rows, b.counts);
+        const int64_t count = keep_entries(s, b.score, n, b.rows, b.keys);
         for (int64_t i = 0; i < count; i++) b.marks[b.rows[i]] |= (uint16_t)(1u << t);
         *kept += count;
     }
@@ -78,7 +79,7 @@ static inline void columns(const Weight& w, const int32_t* rows, const float* fa
     const int64_t block = block_of(y.batch);
     for (int64_t from = begin; from < end; from += block) {
         const int64_t to = from + block < end ? from + block : end;
-        WITH_FORMAT(w, add_rows<F>(w, rows, factors, count, y.batch, acc, block, from, to));
+        add_in_order(w, rows, factors, count, y.batch, acc, block, from, to);
         finish_block(w, bias, y, acc, block, from, to);
     }
 }
@@ -90,6 +91,18 @@ static inline void split(const Team& team, const Weight& w, int64_t* begin, int6
     *end = team.end(w.padded / unit) * unit;
 }
 
+// This thread's outputs of a product whose rows were divided, into y. acc: [outputs of a thread].
+static inline void finish_parts(const Team& team, const Weight& w, const float* bias, const Vectors& y, const float* partial,
+                                 float* acc) {
+    int64_t from, to;
+    split(team, w, &from, &to);
+    to = to < w.cols ? to : w.cols;
+    for (int t = 0; t < y.batch && from < to; t++) {
+        sum_parts(w, bias, partial, y.batch, t, from, to, acc);
+        write_vector(y, t, from, to - from, acc);
+    }
+}
+
 // y = W^T (kept entries of x) + bias, W [inputs, outputs]; a stripe of outputs has its own rule.
 static void input_sparse(const Team& team, const InputSparse& a) {
     const Weight& w = *a.weight;
@@ -98,6 +111,14 @@ static void input_sparse(const Team& team, const InputSparse& a) {
     for (int t = 0; t < a.x.batch; t++) read_vector(a.x, t, n, n, b.x + t * n);
     int64_t begin, end, kept, count = 0, total = 0;
     split(team, w, &begin, &end);
+    if (a.stripes == 1 && by_rows(w, a.x.batch)) {
+        count = choose_rows(a.select[0], b.x, n, n, a.x.batch, a.share, b, &kept);
+        add_parts(team, w, b.rows, b.factors, count, a.x.batch, a.partial);
+        team.wait();
+        finish_parts(team, w, a.bias, a.y, a.partial, b.acc);
+        if (a.read && team.index == 0) *a.read = count * w.cols;
+        return;
+    }
     const int64_t width = a.stripes == 1 ? w.padded : a.stripe_width;
     for (int64_t from = begin; from < end;) {
         const int64_t stripe = from / width < a.stripes ? from / width : a.stripes - 1;
@@ -127,6 +148,38 @@ static void dense(const Team& team, const Dense& a) {
     }
 }
 
+// h[n][t] = g_t u_t of the n-th neuron kept, for n from `begin` to `end`; `known` neurons are in the list, to fetch ahead.
+static inline void products(const SparseGlu& a, const Scratch& b, int64_t begin, int64_t end, int64_t known) {
+    const int tokens = a.x.batch;
+    float found[MAX_BATCH];
+    for (int64_t n = begin; n < end; n++) {
+        const int64_t j = b.rows[n];
+        WITH_FORMAT(*a.up, dot_row<F>(*a.up, j, b.x, a.up->padded, tokens, found, look_ahead<F>(*a.up, b.rows, 0, n, known)));
+        for (int t = 0; t < tokens; t++) {  // not 0 times what may be infinite
+            const bool own = tokens == 1 || a.share == SHARE_UNION || ((b.marks[j] >> t) & 1);
+            a.h[n * tokens + t] = own ? b.factors[n * tokens + t] * (found[t] + (a.up_bias ? a.up_bias[j] : 0.0f)) : 0.0f;
+        }
+    }
+}
+
+// Some neurons at a time, up and down: where their rows lie side by side (Weight.stride) they are read as one.
+constexpr int64_t TURN = 2 * PASS;
+
+static inline void products_and_parts(const Team& team, const SparseGlu& a, const Scratch& b, int64_t count) {
+    const Weight& w = *a.down;
+    const int tokens = a.x.batch;
+    const Shares s = shares_of(team, b.rows, count, w.rows);
+    for (int p = s.first; p < s.last; p++) {
+        float* sums = sums_of(w, a.partial, tokens, p);
+        clear(sums, w.padded, tokens, w.padded);
+        for (int64_t n = s.begin[p]; n < s.begin[p + 1]; n += TURN) {
+            const int64_t stop = n + TURN < s.begin[p + 1] ? n + TURN : s.begin[p + 1];
+            products(a, b, n, stop, s.known);
+            WITH_FORMAT(w, add_rows<F>(w, b.rows + n, a.h + n * tokens, stop - n, tokens, sums, w.padded, 0, w.padded, s.known - n));
+        }
+    }
+}
+
 // y = W_down^T (g * (W_up x)) over the neurons kept, g = act(W_gate x), kept by the rule on g. In one call.
 static void sparse_glu(const Team& team, const SparseGlu& a) {
     const Scratch& b = a.scratch[team.index];
@@ -143,20 +196,18 @@ static void sparse_glu(const Team& team, const SparseGlu& a) {
     team.wait();
     int64_t kept;
     const int64_t count = choose_rows(a.select, a.g, neurons, neurons, tokens, a.share, b, &kept);
-    const int64_t begin = team.begin(count), end = team.end(count);
-    for (int64_t n = begin; n < end; n++) {
-        const int64_t j = b.rows[n];
-        WITH_FORMAT(*a.up, dot_row<F>(*a.up, j, b.x, padded, tokens, found, look_ahead<F>(*a.up, b.rows, 0, n, end)));
-        for (int t = 0; t < tokens; t++) {  // not 0 times what may be infinite
-            const bool own = tokens == 1 || a.share == SHARE_UNION || ((b.marks[j] >> t) & 1);
-            a.h[n * tokens + t] = own ? b.factors[n * tokens + t] * (found[t] + (a.up_bias ? a.up_bias[j] : 0.0f)) : 0.0f;
-        }
+    if (a.kept && team.index == 0) *a.kept = count;
+    if (by_rows(*a.down, tokens)) {
+        products_and_parts(team, a, b, count);
+        team.wait();
+        finish_parts(team, *a.down, a.down_bias, a.y, a.partial, b.acc);
+        return;
     }
+    products(a, b, team.begin(count), team.end(count), team.end(count));
     team.wait();
     int64_t from, to;
     split(team, *a.down, &from, &to);
     columns(*a.down, b.rows, a.h, count, a.down_bias, a.y, b.acc, from, to);
-    if (a.kept && team.index == 0) *a.kept = count;
 }
 
 }  // namespace ISA

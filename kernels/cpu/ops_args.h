@@ -3,6 +3,16 @@
 #include "types.h"
 
 constexpr int MAX_BATCH = 16;
+constexpr int KEYS_MORE = 64;  // choose.h reads keys in whole vectors
+constexpr int ROWS_MORE = 16;  // and writes indices in whole vectors
+
+// Parts into which the rows of a narrow matrix are divided, whatever the number of threads or tokens: the order of a sum must
+// not depend on them (shares.h).
+constexpr int SHARES = 16;
+constexpr int64_t NARROW = 4096;  // the most outputs of such a matrix
+static inline bool in_shares(const Weight& w) { return w.padded <= NARROW; }
+// Whether threads divide rows among them, and not outputs: with few tokens, whose sums then fit the caches.
+static inline bool by_rows(const Weight& w, int tokens) { return w.padded * tokens <= NARROW; }
 
 // One thread's buffers. n: the widest input of the call.
 struct Scratch {
@@ -10,10 +20,10 @@ struct Scratch {
     float* value;     // [n]
     float* score;     // [n]
     float* factors;   // [n, batch]
-    float* acc;       // [batch, block_of(batch)]
-    int32_t* rows;    // [n]
+    float* acc;       // [2, batch, block_of(batch)]
+    int32_t* rows;    // [n + ROWS_MORE]
     uint16_t* marks;  // [n]
-    uint32_t* counts; // [2048 + n]
+    uint32_t* keys;   // [n + KEYS_MORE]
 };
 
 struct InputSparse {
@@ -25,6 +35,7 @@ struct InputSparse {
     const float* bias;
     int32_t share;
     int64_t* read;  // weights read, added up over threads (may be null)
+    float* partial; // [SHARES, batch, padded] where the rows are divided (shares.h)
     Scratch* scratch;
 };
 
@@ -42,6 +53,7 @@ struct SparseGlu {
     int32_t activation, share;
     Vectors x, y;
     float *g, *h;   // [batch, neurons], [neurons, batch]
+    float* partial; // [SHARES, batch, padded] where the rows of `down` are divided (shares.h)
     int64_t* kept;  // neurons read (may be null)
     Scratch* scratch;
 };

@@ -86,12 +86,6 @@ static inline float sum(vf v) {
 #endif
 }
 
-// One bfloat16 in every lane.
-static inline vf splat_bf16(const uint16_t* p) {
-    uint32_t bits = (uint32_t)*p << 16;
-    return (vf)(bits - (vu){});
-}
-
 static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 static inline float from_bf16(uint16_t h) {

@@ -10,6 +10,7 @@ enum Share : int32_t { SHARE_OWN = 0, SHARE_UNION = 1 };
 // A matrix [rows, cols], cols contiguous and padded with zeros to whole 64-byte lines.
 //   rows = outputs, cols = inputs: rows can be skipped (gate and up projections)
 //   rows = inputs, cols = outputs: inputs can be skipped (down projection, any linear layer)
+// From a row to the next: `stride` entries, at least `padded`; more where two matrices take turns, row by row.
 // int8: one scale an output. int4: one bfloat16 scale for `group` entries along a row; see formats.h.
 struct Weight {
     const void* data;
@@ -17,6 +18,7 @@ struct Weight {
     int64_t rows;
     int64_t cols;
     int64_t padded;
+    int64_t stride;
     int32_t format;
     int32_t group;
 };

@@ -43,28 +43,29 @@ inline Scratch carve(Carver& c, int64_t n, int64_t batch) {
     s.value = c.take<float>(n);
     s.score = c.take<float>(n);
     s.factors = c.take<float>(batch * n);
-    s.acc = c.take<float>(ACCUMULATORS);
-    s.rows = c.take<int32_t>(n);
+    s.acc = c.take<float>(2 * ACCUMULATORS);
+    s.rows = c.take<int32_t>(n + ROWS_MORE);
     s.marks = c.take<uint16_t>(n);
-    s.counts = c.take<uint32_t>(2048 + n);
+    s.keys = c.take<uint32_t>(n + KEYS_MORE);
     return s;
 }
 
-// Buffers for `threads` threads, and two more of `extra` floats.
-inline bool prepare(int64_t n, int64_t batch, int threads, int64_t extra, Scratch* scratch, float** first, float** second) {
-    Carver count{nullptr};
+// Buffers for `threads` threads, and `extra` floats for each of `pieces` shared ones.
+inline bool prepare(int64_t n, int64_t batch, int threads, Scratch* scratch, int pieces, const int64_t* extra, float** shared) {
+    Carver carver{nullptr};
     for (int pass = 0; pass < 2; pass++) {
-        Carver& c = count;
         if (pass == 1) {
-            char* base = workspace.reserve(count.used);
+            char* base = workspace.reserve(carver.used);
             if (!base) return false;
-            count = Carver{base};
+            carver = Carver{base};
         }
-        for (int i = 0; i < threads; i++) scratch[i] = carve(c, n, batch);
-        *first = c.take<float>(extra);
-        *second = c.take<float>(extra);
+        for (int i = 0; i < threads; i++) scratch[i] = carve(carver, n, batch);
+        for (int i = 0; i < pieces; i++) shared[i] = carver.take<float>(extra[i]);
     }
     return true;
 }
+
+// Floats that the parts of a product with divided rows take.
+inline int64_t parts_of(const Weight& w, int tokens) { return by_rows(w, tokens) ? SHARES * tokens * w.padded : 0; }
 
 }  // namespace

@@ -46,7 +46,8 @@ class _Block:
         self.plain = [w.to(torch.bfloat16).contiguous() for w in (gate, up, down)]
         packing = torch.ops.mkldnn._reorder_linear_weight if onednn_can(torch.bfloat16) else None
         self.reordered = [packing(w, 1) for w in self.plain] if packing else None
-        self.packed = [ops.pack(w, skip) for w, skip in zip(self.plain, ("outputs", "outputs", "inputs"), strict=True)]
+        gate, *rest = (ops.pack(w, skip) for w, skip in zip(self.plain, ("outputs", "outputs", "inputs"), strict=True))
+        self.packed = [gate, *ops.pair(*rest)]
         self.activation = activation
 
     def _act(self, x: Tensor) -> Tensor:

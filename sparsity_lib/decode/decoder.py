@@ -17,7 +17,7 @@ from sparsity_lib.decode.sources import ModelSource, RandomSource
 from sparsity_lib.errors import SparsityError, refuse
 from sparsity_lib.install import installed, installed_on
 from sparsity_lib.ops import library
-from sparsity_lib.ops.packed import Packed, pack
+from sparsity_lib.ops.packed import Packed, pack, pair
 from sparsity_lib.ops.reference import ACTIVATIONS
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import track
@@ -120,8 +120,13 @@ class Decoder:
     def _site(self, choice: Choice | None) -> structures.Site:
         if choice is None:
             return structures.Site()
-        rule = library.Select(None, self._keep(choice.scale), None, choice.threshold, int(choice.k is not None), choice.k or 0)
-        return structures.Site(rule, 1, 0)
+        rule = library.Select(self._keep(choice.shift), self._keep(choice.scale), None, choice.threshold,
+                              int(choice.k is not None), choice.k or 0)
+        if choice.rotation is None:
+            return structures.Site(select=rule, active=1)
+        rotation = pack(choice.rotation.T.to(self.source.dtype), "outputs")
+        self._alive.append(rotation)
+        return structures.Site(rule, library.weight_of(rotation), 1, 1)
 
     def _build(self) -> structures.Model:
         a = self.architecture
@@ -152,8 +157,8 @@ class Decoder:
         widths = {"qkv_in": a.hidden, "o_in": a.heads * a.head_dim, "up_in": a.hidden, "gate": a.neurons, "down_in": a.neurons}
         choices = {site: self._choices(i, site, width) if self._choices else None for site, width in widths.items()}
         for site, choice in choices.items():
-            if choice is not None and choice.scale is not None and tuple(choice.scale.shape) != (widths[site],):
-                raise refuse(f"scale of site {site}", tuple(choice.scale.shape), f"({widths[site]},)")
+            if choice is not None:
+                choice.check(site, widths[site])
         if choices["gate"] is not None and (choices["down_in"] is not None or choices["up_in"] is not None):
             raise SparsityError("The decoder drops neurons by the gate or inputs of the FFN, not both. Fix: leave one out.")
         for name, tensor in source.norms(i).items():
@@ -161,26 +166,32 @@ class Decoder:
         for site, choice in choices.items():
             setattr(layer, PLACES[site], self._site(choice))
 
-        def skip(site: str) -> str:
-            return "inputs" if choices[site] is not None else "outputs"
+        def project(name: str, site: str, matrices: str) -> None:
+            """Pack the projection behind a site: `matrices` joined to one, by inputs where the site drops any."""
+            weights, biases = zip(*((source.matrix(i, m).detach(), source.bias(i, m)) for m in matrices.split()), strict=True)
+            weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+            bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
+            if choices[site] is not None:
+                weight, bias = choices[site].absorbed(weight, bias)
+            setattr(layer, name, self._pack(weight, "outputs" if choices[site] is None else "inputs"))
+            setattr(layer, f"{name}_bias", self._keep(bias))
 
-        def joined(names: str) -> tuple[Tensor, Tensor | None]:
-            biases = [source.bias(i, n) for n in names.split()]
-            weights = [source.matrix(i, n).detach() for n in names.split()]
-            return torch.cat(weights), None if biases[0] is None else torch.cat([b.detach() for b in biases])
-
-        weight, bias = joined("q k v")
-        layer.qkv, layer.qkv_bias = self._pack(weight, skip("qkv_in")), self._keep(bias)
-        layer.o, layer.o_bias = self._pack(source.matrix(i, "o"), skip("o_in")), self._keep(source.bias(i, "o"))
+        project("qkv", "qkv_in", "q k v")
+        project("o", "o_in", "o")
         if choices["up_in"] is not None:
-            weight, bias = joined("gate up")
-            layer.gate_up, layer.gate_up_bias = self._pack(weight, "inputs"), self._keep(bias)
+            project("gate_up", "up_in", "gate up")
         else:
-            for name in ("gate", "up"):
-                setattr(layer, name, self._pack(source.matrix(i, name), "outputs"))
-                setattr(layer, f"{name}_bias", self._keep(source.bias(i, name)))
-        rows = "inputs" if choices["gate"] is not None or choices["down_in"] is not None else "outputs"
-        layer.down, layer.down_bias = self._pack(source.matrix(i, "down"), rows), self._keep(source.bias(i, "down"))
+            project("gate", "up_in", "gate")
+            if choices["gate"] is None:
+                project("up", "up_in", "up")
+        if choices["gate"] is None:
+            project("down", "down_in", "down")
+        else:  # rows of a neuron side by side: both are read, or neither
+            up, down = (pack(source.matrix(i, n).detach(), skip, self._format, self._group)
+                        for n, skip in (("up", "outputs"), ("down", "inputs")))
+            self._alive += (both := pair(up, down))
+            layer.up, layer.down = map(library.weight_of, both)
+            layer.up_bias, layer.down_bias = self._keep(source.bias(i, "up")), self._keep(source.bias(i, "down"))
         layer.keys, layer.values = self.cache[i, 0].data_ptr(), self.cache[i, 1].data_ptr()
         layer.window, layer.rope = a.windows[i], rope
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sparsity_lib.errors import SparsityError
+from sparsity_lib.errors import SparsityError, refuse
 from sparsity_lib.parts.select import Threshold, TopK
 from sparsity_lib.recipe import Recipe, Rule
 from sparsity_lib.sites import DOWN_IN, GATE, O_IN, QKV_IN, UP_IN
@@ -18,11 +18,34 @@ PLACES = {QKV_IN: "at_qkv", O_IN: "at_o", UP_IN: "at_up", GATE: "at_gate", DOWN_
 
 @dataclass(frozen=True)
 class Choice:
-    """What one site keeps: by threshold or the k largest of |x| * scale."""
+    """What one site keeps: by threshold or the k largest of |z - shift| * scale, z = Q^T x where there is a rotation Q.
+
+    The projection then multiplies z - shift by W Q, and W Q shift goes to the bias: what the layer computes stays the same.
+    """
 
     threshold: float = 0.0
     k: int | None = None
     scale: Tensor | None = None
+    shift: Tensor | None = None
+    rotation: Tensor | None = None
+
+    def check(self, site: str, width: int) -> None:
+        """Raise SparsityError where a tensor does not fit the site's width."""
+        for name, shape in (("scale", (width,)), ("shift", (width,)), ("rotation", (width, width))):
+            tensor = getattr(self, name)
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise refuse(f"{name} of site {site}", tuple(tensor.shape), str(shape))
+        if site == GATE and (self.shift is not None or self.rotation is not None):
+            raise SparsityError("The gate's output is neither shifted nor rotated by the decoder. Fix: install(model, plan).")
+
+    def absorbed(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weight [out, in] and bias [out] of the projection behind this site: W Q, and b + W Q shift."""
+        if self.rotation is not None:
+            weight = (weight.float() @ self.rotation).to(weight.dtype)
+        if self.shift is not None:
+            moved = weight.float() @ self.shift
+            bias = moved if bias is None else bias.float() + moved
+        return weight, bias
 
 
 def choice_of(rule: Rule, tensors: Mapping[str, Tensor], width: int) -> Choice:
@@ -31,18 +54,20 @@ def choice_of(rule: Rule, tensors: Mapping[str, Tensor], width: int) -> Choice:
     Raises
     ------
     SparsityError
-        If a part has no compiled counterpart (a rotation, the oracle, a repair).
+        If a part has no compiled counterpart (the oracle, a repair).
     """
     scales = {"magnitude": None, "saliency": "saliency", "column_norm": "norm"}
-    if rule.transform.kind != "identity" or rule.repair or rule.score.kind not in scales:
-        odd = next(p.kind for p in (rule.transform, *rule.repair, rule.score) if p.kind not in ("identity", *scales))
+    known = ("identity", "rotate")
+    if rule.transform.kind not in known or rule.repair or rule.score.kind not in scales:
+        odd = next(p.kind for p in (rule.transform, *rule.repair, rule.score) if p.kind not in (*known, *scales))
         raise SparsityError(f"The compiled operators have no {odd!r} (site {rule.site}). Fix: install(model, plan) computes it.")
     name = scales[rule.score.kind]
     scale = None if name is None else tensors[name].float().contiguous()
+    rotation = tensors["rotation"] if rule.transform.kind == "rotate" else None
     if isinstance(rule.select, TopK):
-        return Choice(k=rule.select.count(width), scale=scale)
+        return Choice(k=rule.select.count(width), scale=scale, rotation=rotation)
     if isinstance(rule.select, Threshold):
-        return Choice(threshold=float(tensors["threshold"]), scale=scale)
+        return Choice(threshold=float(tensors["threshold"]), scale=scale, rotation=rotation)
     raise SparsityError(f"The compiled operators do not select by {rule.select.kind!r}. Fix: install(model, plan) computes it.")
 
 

@@ -8,17 +8,18 @@ CPU: C++ (kernels/cpu), compiled by the install; without a compiler, plain PyTor
 
 from __future__ import annotations
 
+import weakref
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sparsity_lib.errors import SparsityError, refuse, unknown
-from sparsity_lib.ops import operators  # noqa: F401  (registers torch.ops.sparsity)
-from sparsity_lib.ops.packed import FORMATS, Packed, pack
+from sparsity_lib.ops import native, operators
+from sparsity_lib.ops.packed import FORMATS, Packed, pack, pair
 from sparsity_lib.ops.reference import ACTIVATIONS
 
-__all__ = ["ACTIVATIONS", "FORMATS", "Packed", "glu", "input_sparse", "linear", "pack"]
+__all__ = ["ACTIVATIONS", "FORMATS", "Packed", "glu", "input_sparse", "linear", "pack", "pair"]
 
 Share = Literal["own", "union"]
 #: Outputs of a stripe come in whole pieces of this many.
@@ -75,20 +76,25 @@ def input_sparse(
         each = _vector("threshold", threshold, wanted, x)
     elif stripe_width is not None:
         raise refuse("threshold", threshold, "a tensor [stripes, in] where stripe_width is given")
-    y = torch.ops.sparsity.input_sparse(
-        flat, weight.data, weight.scales, [weight.rows, weight.cols, weight.padded], weight.format, weight.group,
+    rule = (
         _vector("shift", shift, (weight.inputs,), x), _positive("scale", _vector("scale", scale, (weight.inputs,), x)), each,
         0.0 if each is not None or threshold is None else float(threshold), k, stripe_width or 0,
         _vector("bias", bias, (weight.outputs,), x), _union(share))
+    if operators.direct(flat):
+        y = native.input_sparse(flat, weight, *rule)
+    else:
+        y = torch.ops.sparsity.input_sparse(flat, *_parts(weight), weight.format, weight.group, *rule)
     return y.view(*x.shape[:-1], weight.outputs)
 
 
 def linear(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
     """y = W x + b for x [..., in] with W packed by skip="outputs", nothing skipped."""
     flat = _flat(x, weight, "outputs")
-    y = torch.ops.sparsity.linear(
-        flat, weight.data, weight.scales, [weight.rows, weight.cols, weight.padded], weight.format, weight.group,
-        _vector("bias", bias, (weight.outputs,), x))
+    bias = _vector("bias", bias, (weight.outputs,), x)
+    if operators.direct(flat):
+        y = native.linear(flat, weight, bias)
+    else:
+        y = torch.ops.sparsity.linear(flat, *_parts(weight), weight.format, weight.group, bias)
     return y.view(*x.shape[:-1], weight.outputs)
 
 
@@ -128,14 +134,21 @@ def glu(
     if activation not in ACTIVATIONS:
         raise unknown("activation", activation, ACTIVATIONS)
     k = _rank_or_threshold(threshold, k, gate.outputs)
-    weights = [part for w in (gate, up, down) for part in (w.data, w.scales, [w.rows, w.cols, w.padded])]
     neurons = (gate.outputs,)
-    y = torch.ops.sparsity.glu(
-        flat, *weights, gate.format, gate.group, _vector("gate_bias", gate_bias, neurons, x),
-        _vector("up_bias", up_bias, neurons, x), _vector("down_bias", down_bias, (down.outputs,), x),
-        _positive("saliency", _vector("saliency", saliency, neurons, x)),
+    rule = (
+        _vector("gate_bias", gate_bias, neurons, x), _vector("up_bias", up_bias, neurons, x),
+        _vector("down_bias", down_bias, (down.outputs,), x), _positive("saliency", _vector("saliency", saliency, neurons, x)),
         0.0 if threshold is None else float(threshold), k, ACTIVATIONS[activation], _union(share))
+    if operators.direct(flat):
+        y = native.glu(flat, gate, up, down, *rule)
+    else:
+        weights = (*_parts(gate), *_parts(up), *_parts(down))
+        y = torch.ops.sparsity.glu(flat, *weights, gate.format, gate.group, *rule)
     return y.view(*x.shape[:-1], down.outputs)
+
+
+def _parts(weight: Packed) -> tuple[Tensor, Tensor | None, list[int]]:
+    return weight.data, weight.scales, [weight.rows, weight.cols, weight.padded]
 
 
 def _flat(x: Tensor, weight: Packed, skip: str) -> Tensor:
@@ -151,6 +164,8 @@ def _flat(x: Tensor, weight: Packed, skip: str) -> Tensor:
         raise SparsityError("The operators have no gradients. Fix: call them under torch.no_grad(), or pass x.detach().")
     if x.device != weight.data.device:
         raise refuse("device of x", str(x.device), f"the weight's, {weight.data.device}")
+    if x.dim() == 2 and not x.requires_grad and x.is_contiguous():
+        return x
     return x.detach().reshape(-1, weight.inputs).contiguous()
 
 
@@ -172,12 +187,25 @@ def _vector(name: str, value: Tensor | None, shape: tuple[int, ...], x: Tensor) 
     if not isinstance(value, Tensor) or value.dtype != torch.float32 or tuple(value.shape) != shape or value.device != x.device:
         shown = f"{getattr(value, 'dtype', type(value).__name__)} {tuple(getattr(value, 'shape', ()))}"
         raise refuse(name, shown, f"a float32 tensor {list(shape)} on {x.device}")
-    return value.detach().contiguous()
+    return value if value.is_contiguous() and not value.requires_grad else value.detach().contiguous()
+
+
+#: Tensors found to hold no negative number, by id: a weak reference and the version that was looked at.
+_seen: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
 
 def _positive(name: str, value: Tensor | None) -> Tensor | None:
-    if value is not None and not torch.compiler.is_compiling() and bool((value < 0).any()):
+    if value is None or torch.compiler.is_compiling():
+        return value
+    version = 0 if value.is_inference() else value._version  # inference tensors do not count their changes
+    known = _seen.get(id(value))
+    if known is not None and known[0]() is value and known[1] == version and not value.is_inference():
+        return value
+    if bool((value < 0).any()):
         raise refuse(name, float(value.min()), "numbers of at least 0")
+    if len(_seen) > 1 << 14:
+        _seen.clear()
+    _seen[id(value)] = weakref.ref(value), version
     return value
 
 

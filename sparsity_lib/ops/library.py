@@ -26,7 +26,7 @@ class Weight(ctypes.Structure):
     """types.h: Weight."""
 
     _fields_ = [("data", ctypes.c_void_p), ("scales", ctypes.c_void_p), ("rows", ctypes.c_int64), ("cols", ctypes.c_int64),
-                ("padded", ctypes.c_int64), ("format", ctypes.c_int32), ("group", ctypes.c_int32)]
+                ("padded", ctypes.c_int64), ("stride", ctypes.c_int64), ("format", ctypes.c_int32), ("group", ctypes.c_int32)]
 
 
 class Select(ctypes.Structure):
@@ -74,6 +74,11 @@ def load() -> ctypes.CDLL | None:
     library.sparsity_start.argtypes = (ctypes.c_char_p, *[ctypes.c_void_p] * 3)
     if library.sparsity_start(wanted.encode() or None, *_thread_pool()):
         raise SparsityError(f"{SWITCH} = {wanted!r}: this processor lacks it. Fix: unset it, or name another.")
+    pointer, long, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    library.sparsity_input_sparse.argtypes = (
+        pointer, pointer, long, long, pointer, pointer, pointer, integer, pointer, ctypes.c_int)
+    library.sparsity_dense.argtypes = (pointer, pointer, pointer, pointer, ctypes.c_int)
+    library.sparsity_glu.argtypes = (*[pointer] * 7, integer, integer, pointer, pointer, pointer, ctypes.c_int)
     library.sparsity_isa.restype = ctypes.c_char_p
     library.sparsity_read.restype = ctypes.c_double
     return library
@@ -101,10 +106,15 @@ def check(status: int, what: str) -> None:
 
 
 def weight_of(packed: Packed) -> Weight:
-    """The structure for a packed weight, which must outlive it."""
+    """The structure for a packed weight, which must outlive it; made once for each."""
+    known = packed.__dict__.get("_structure")
+    if known is not None:
+        return known
     scales = None if packed.scales is None else packed.scales.data_ptr()
     number = FORMATS[packed.format][0]
-    return Weight(packed.data.data_ptr(), scales, packed.rows, packed.cols, packed.padded, number, packed.group)
+    found = Weight(packed.data.data_ptr(), scales, packed.rows, packed.cols, packed.padded, packed.stride, number, packed.group)
+    packed.__dict__["_structure"] = found  # the dataclass is frozen, its tensors stay where they are
+    return found
 
 
 def vectors_of(x: Tensor) -> Vectors:

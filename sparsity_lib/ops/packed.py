@@ -8,7 +8,7 @@ A linear layer is packed once, in the layout that its site needs: no second copy
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ GROUPS = (32, 128)
 class Packed:
     """A packed weight matrix; make it with `pack`.
 
-    data: [rows, padded] float32, bfloat16 or int8, or [rows, padded / 8] int32 of eight nibbles each.
+    data: [rows, padded] float32, bfloat16 or int8, or [rows, padded / 8] int32 of eight nibbles each; rows may lie
+    further apart than they are long (see `pair`).
     scales: int8 [out], one an output; int4 [rows, padded / group] bfloat16, one for `group` entries along a row.
     """
 
@@ -38,6 +39,19 @@ class Packed:
     group: int
     skip: str
 
+    def __post_init__(self) -> None:
+        # Kernels follow its pointers: what does not fit together must not come to be.
+        _, line, bits = FORMATS[self.format]
+        data, rows, cols, padded = self.data, self.rows, self.cols, self.padded
+        outputs = cols if self.skip == "inputs" else rows
+        scales = {"int8": outputs, "int4": rows * padded // self.group}.get(self.format, 0)
+        size = data.numel() * data.element_size()
+        whole = padded % line == 0 and cols <= padded < cols + line and size == rows * padded * bits // 8
+        in_rows = data.dim() == 2 and len(data) == rows and data.stride(1) == 1 and data.stride(0) >= data.shape[1]
+        dense_scales = self.scales is None or self.scales.is_contiguous()
+        if not (whole and in_rows and dense_scales and (0 if self.scales is None else self.scales.numel()) == scales):
+            raise refuse("packed weight", f"{tuple(data.shape)} for {rows} x {cols}", "what ops.pack returns")
+
     @property
     def inputs(self) -> int:
         return self.rows if self.skip == "inputs" else self.cols
@@ -45,6 +59,11 @@ class Packed:
     @property
     def outputs(self) -> int:
         return self.cols if self.skip == "inputs" else self.rows
+
+    @property
+    def stride(self) -> int:
+        """Entries from one row to the next."""
+        return self.data.stride(0) * (8 if self.format == "int4" else 1)
 
     @property
     def bytes(self) -> int:
@@ -121,6 +140,25 @@ def pack(weight: Tensor, skip: str, format: str | None = None, group: int = 32) 
     data = _buffer((rows, padded // 8), torch.int32, weight.device)
     data.copy_(_pack_int4(levels))
     return Packed(data, scales[..., 0].contiguous(), **shape)
+
+
+def pair(up: Packed, down: Packed) -> tuple[Packed, Packed]:
+    """The same two matrices with their rows in turn: row j of `up`, row j of `down`, row j + 1 of `up`, ...
+
+    A gated FFN that keeps neuron j reads both rows j. Side by side they are one piece of memory, half as many jumps.
+
+    Raises
+    ------
+    SparsityError
+        If the two differ in rows or format.
+    """
+    for name, one, other in (("rows", up.rows, down.rows), ("format", (up.format, up.group), (down.format, down.group))):
+        if one != other:
+            raise refuse(f"{name} of down", other, f"{one}, as up has")
+    width = up.data.shape[1]
+    both = _buffer((up.rows, width + down.data.shape[1]), up.data.dtype, up.data.device)
+    both[:, :width], both[:, width:] = up.data, down.data
+    return replace(up, data=both[:, :width]), replace(down, data=both[:, width:])
 
 
 def _buffer(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -104,7 +104,7 @@ Matrix matrix(int64_t rows, int64_t cols, int32_t format, int32_t group, bool sc
                 memcpy(place, &word, 4);
             }
         }
-    m.weight = Weight{m.data.data(), m.scales.empty() ? nullptr : m.scales.data(), rows, cols, padded, format, group};
+    m.weight = Weight{m.data.data(), m.scales.empty() ? nullptr : m.scales.data(), rows, cols, padded, padded, format, group};
     return m;
 }
 

@@ -1,0 +1,94 @@
+// Products with inputs skipped of narrow matrices: the order of their sums, and kept rows divided among the threads.
+//
+// With rows of a kilobyte or so, a thread that reads whole rows comes close to the memory's speed; one that reads a piece of
+// every row does not. The rows are divided into SHARES parts by their numbers, each with sums of its own, and those are
+// added up in order: neither the threads nor the other tokens of a batch change the result.
+#pragma once
+#include "linear.h"
+#include "parallel.h"
+
+namespace ISA {
+
+// Where the parts begin in the list of kept rows, and which parts are a thread's: about as many kept rows as the others'.
+struct Shares {
+    int64_t begin[SHARES + 1];
+    int first, last;
+    int64_t known;  // the end of this thread's rows
+};
+
+// rows: the `count` kept of n, ascending.
+static inline Shares shares_of(const Team& team, const int32_t* rows, int64_t count, int64_t n) {
+    Shares found;
+    int64_t place = 0;
+    for (int p = 0; p < SHARES; p++) {
+        int64_t low = place, high = count;
+        while (low < high) {
+            const int64_t middle = (low + high) / 2;
+            if (rows[middle] < n * p / SHARES) low = middle + 1; else high = middle;
+        }
+        found.begin[p] = place = low;
+    }
+    found.begin[SHARES] = count;
+    int edges[2];
+    for (int side = 0; side < 2; side++) {  // the border next to an equal division
+        const int64_t wanted = count * (team.index + side) / team.size;
+        int p = 0;
+        while (p < SHARES && found.begin[p + 1] <= wanted) p++;
+        if (p < SHARES && wanted - found.begin[p] > found.begin[p + 1] - wanted) p++;
+        edges[side] = team.index + side == 0 ? 0 : team.index + side == team.size ? SHARES : p;
+    }
+    found.first = edges[0], found.last = edges[1];
+    found.known = found.begin[found.last];
+    return found;
+}
+
+static inline float* sums_of(const Weight& w, float* partial, int tokens, int p) { return partial + p * tokens * w.padded; }
+
+// This thread's parts: [tokens][padded] sums of each.
+static inline void add_parts(const Team& team, const Weight& w, const int32_t* rows, const float* factors, int64_t count,
+                             int tokens, float* partial) {
+    const Shares s = shares_of(team, rows, count, w.rows);
+    for (int p = s.first; p < s.last; p++) {
+        const int64_t begin = s.begin[p];
+        float* sums = sums_of(w, partial, tokens, p);
+        clear(sums, w.padded, tokens, w.padded);
+        WITH_FORMAT(w, add_rows<F>(w, rows + begin, factors + begin * tokens, s.begin[p + 1] - begin, tokens, sums, w.padded, 0,
+                                   w.padded, s.known - begin));
+    }
+}
+
+// out[o - from] of one token: the parts' sums, the scales of int8, the bias.
+static inline void sum_parts(const Weight& w, const float* bias, const float* partial, int tokens, int t, int64_t from, int64_t to,
+                             float* out) {
+    const int64_t size = tokens * w.padded;
+    const float* sums = partial + t * w.padded;
+    for (int64_t o = from; o < to; o++) {
+        float total = sums[o];
+        for (int p = 1; p < SHARES; p++) total += sums[p * size + o];
+        if (w.format == FORMAT_I8) total *= ((const float*)w.scales)[o];
+        out[o - from] = bias ? total + bias[o] : total;
+    }
+}
+
+// The same sums in the same order for outputs [from, to), at most a block, by one thread. acc: [2][tokens][stride].
+static inline void add_in_order(const Weight& w, const int32_t* rows, const float* factors, int64_t count, int tokens, float* acc,
+                                int64_t stride, int64_t from, int64_t to) {
+    clear(acc, stride, tokens, to - from);
+    if (!in_shares(w)) {
+        WITH_FORMAT(w, add_rows<F>(w, rows, factors, count, tokens, acc, stride, from, to, count));
+        return;
+    }
+    const Shares s = shares_of(Team{0, 1, 0}, rows, count, w.rows);
+    float* part = acc + tokens * stride;
+    for (int p = 0; p < SHARES; p++) {
+        const int64_t begin = s.begin[p], size = s.begin[p + 1] - begin;
+        if (!size) continue;
+        clear(part, stride, tokens, to - from);
+        WITH_FORMAT(w, add_rows<F>(w, rows + begin, factors + begin * tokens, size, tokens, part, stride, from, to, count - begin));
+        for (int t = 0; t < tokens; t++)
+            for (int64_t c = 0; c < to - from; c += LANES)
+                store(acc + t * stride + c, load(acc + t * stride + c) + load(part + t * stride + c));
+    }
+}
+
+}  // namespace ISA

@@ -1,0 +1,74 @@
+"""The compiled operators, called with tensors that were checked before."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from sparsity_lib.ops import library
+from sparsity_lib.ops.packed import Packed
+from sparsity_lib.ops.reference import BATCH
+
+
+def can(x: Tensor) -> bool:
+    """Whether x is on the CPU and there is a compiled library for it."""
+    return x.device.type == "cpu" and library.load() is not None
+
+
+def input_sparse(
+    x: Tensor, weight: Packed, shift: Tensor | None, scale: Tensor | None, thresholds: Tensor | None, threshold: float, k: int,
+    stripe_width: int, bias: Tensor | None, union: bool,
+) -> Tensor:
+    """x [tokens, in] -> [tokens, out]; k < 0: by threshold; thresholds: [in], or [stripes, in] where stripe_width > 0."""
+    native, one, address = library.load(), ctypes.byref, library.address
+    stripes = len(thresholds) if stripe_width else 1
+    rules = (library.Select * stripes)()
+    for i, rule in enumerate(rules):
+        rule.shift, rule.scale = address(shift), address(scale)
+        if thresholds is not None:
+            rule.threshold_each = thresholds.data_ptr() + (4 * i * weight.rows if stripe_width else 0)
+        rule.threshold, rule.by_rank, rule.k = threshold, int(k >= 0), max(k, 0)
+    y = torch.empty(len(x), weight.cols, dtype=x.dtype)
+    for inputs, outputs in _batches(x, y):
+        status = native.sparsity_input_sparse(
+            one(library.weight_of(weight)), rules, stripes, stripe_width, one(inputs), one(outputs), address(bias), union, None,
+            torch.get_num_threads())
+        library.check(status, "input_sparse")
+    return y
+
+
+def linear(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
+    """x [tokens, in] -> [tokens, out], nothing skipped."""
+    native, one = library.load(), ctypes.byref
+    y = torch.empty(len(x), weight.rows, dtype=x.dtype)
+    for inputs, outputs in _batches(x, y):
+        status = native.sparsity_dense(
+            one(library.weight_of(weight)), one(inputs), one(outputs), library.address(bias), torch.get_num_threads())
+        library.check(status, "linear")
+    return y
+
+
+def glu(
+    x: Tensor, gate: Packed, up: Packed, down: Packed, gate_bias: Tensor | None, up_bias: Tensor | None,
+    down_bias: Tensor | None, saliency: Tensor | None, threshold: float, k: int, activation: int, union: bool,
+) -> Tensor:
+    """x [tokens, in] -> [tokens, out]; k < 0: by threshold; activation: a number of reference.ACTIVATIONS."""
+    native, one, address = library.load(), ctypes.byref, library.address
+    rule = library.Select(None, address(saliency), None, threshold, int(k >= 0), max(k, 0))
+    y = torch.empty(len(x), down.cols, dtype=x.dtype)
+    for inputs, outputs in _batches(x, y):
+        status = native.sparsity_glu(
+            one(library.weight_of(gate)), one(library.weight_of(up)), one(library.weight_of(down)), address(gate_bias),
+            address(up_bias), address(down_bias), one(rule), activation, union, one(inputs), one(outputs), None,
+            torch.get_num_threads())
+        library.check(status, "glu")
+    return y
+
+
+def _batches(x: Tensor, y: Tensor) -> list[tuple[library.Vectors, library.Vectors]]:
+    vectors_of = library.vectors_of
+    if len(x) <= BATCH:
+        return [(vectors_of(x), vectors_of(y))]
+    return [(vectors_of(a), vectors_of(b)) for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True)]
