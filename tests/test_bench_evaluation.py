@@ -81,7 +81,7 @@ def test_totals_add_seconds_and_weigh_by_size():
 
 def test_the_subjects_are_spread_over_mmlu():
     assert len(evaluation.SUBJECTS) == len(set(evaluation.SUBJECTS)) == 5
-    assert evaluation._available("boolq") == 3270
+    assert evaluation._available("boolq") == 3270 and evaluation._available("piqa") == 1838
     assert sum(evaluation._available(f"mmlu_{subject}") for subject in MMLU_SUBJECTS) == 14042
 
 

@@ -87,7 +87,8 @@ def measure(tasks: Sequence[str], shots: int) -> dict[str, Any]:
 
 def _available(name: str) -> int:
     task = TASKS[name]
-    return benchmark_configs(task.benchmark)[task.config or "none"][task.evaluated]
+    configs = benchmark_configs(task.benchmark)
+    return configs[task.config or next(iter(configs))][task.evaluated]
 
 
 def compare(model, tokenizer, scored: Sequence[Part], batch_sizes: Sequence[int], metric: str) -> dict[str, Any]:
