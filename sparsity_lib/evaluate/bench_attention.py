@@ -27,8 +27,8 @@ from sparsity_lib.evaluate.bench_trie import Pack, ancestor_mask
 
 #: The name under which transformers finds `attend`.
 NAME = "sparsity_tree_blocks"
-#: Nodes of a block. Smaller ones see fewer keys in vain, larger ones make fewer calls; 64 to 256 cost about the same.
-BLOCK = 128
+#: Nodes of a block. Smaller ones see fewer keys in vain, larger ones make fewer calls.
+BLOCK = 64
 
 
 @dataclass(frozen=True)

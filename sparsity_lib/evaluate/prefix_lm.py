@@ -65,7 +65,7 @@ class PrefixLM(HFLM):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_tokens: int = 2048,
+        batch_tokens: int = 4096,
         pack_tokens: int | None = None,
         max_length: int | None = None,
         packed: bool = True,
