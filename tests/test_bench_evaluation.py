@@ -7,6 +7,7 @@ import torch
 import transformers
 from core_tiny import tiny, tokens
 
+from sparsity_lib import results
 from sparsity_lib.assets import load_tokenizer, model_path
 from sparsity_lib.bench import calibration, evaluation
 from sparsity_lib.errors import SparsityError
@@ -114,3 +115,17 @@ def test_a_child_measures_a_shape_and_says_why_it_failed():
     assert json.loads(json.dumps(found)) == found
     with pytest.raises(SparsityError, match="tiny ended with .*density"):
         calibration.in_child({**params, "density": 2.0})
+
+
+def test_the_kept_results_can_be_shown_and_hold_what_is_claimed():
+    data = results.load("bench/evaluation").data
+    assert f"{data['total']['ratio']:.2f} x" in evaluation.table(data) and set(data["sets"]) == set(evaluation.SETS)
+    assert data["total"] == evaluation.total(data["sets"].values())
+    assert all(found["flipped"] == 0 and found["largest_difference"] < 1e-3 for found in data["float32"].values())
+    data = results.load("bench/calibration").data
+    assert calibration.table(data).count("tokens/s") == 3 * (3 + 2 + 2)
+    everything = [f for kind in data.values() for methods in kind.values() for each in methods.values() for f in each.values()]
+    assert {found["passes"] for found in everything} == {1.0}
+    for methods in data["text"].values():
+        for each in methods.values():
+            assert len({found["statistics"] for found in each.values()}) == 1, "statistics grew with the text"
