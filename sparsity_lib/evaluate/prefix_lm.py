@@ -32,9 +32,10 @@ class PrefixLM(HFLM):
     Requests are tokenised, split and truncated by `HFLM` itself. Their sequences are packed into trees
     (:mod:`~sparsity_lib.evaluate.bench_trie`), each read in one forward pass, and the head is applied only at the
     positions that are asked for. Log-softmax is computed in float32 whatever the model's dtype, where `HFLM` stays in the
-    model's dtype: in bfloat16 the two differ by rounding, by `HFLM`'s own half a nat at a sum of a hundred. Sums run in another order than in `HFLM`, and where sparsity
-    selects by a hard rule such as top-k, rounding now and then swaps two neurons of nearly the same score: on SmolLM2 at
-    half density most log-likelihoods agree to 1e-4, and a few differ by up to some tenths.
+    model's dtype: in bfloat16 the two differ by rounding, by `HFLM`'s own half a nat at a sum of a hundred. Sums run in
+    another order than in `HFLM`, and where sparsity selects by a hard rule such as top-k, rounding now and then swaps two
+    neurons of nearly the same score: on SmolLM2 at half density most log-likelihoods agree to 1e-4, and a few differ by up
+    to some tenths.
 
     On a processor, models that use transformers' `sdpa` attention read the trees by blocks
     (:mod:`~sparsity_lib.evaluate.bench_attention`); `by_blocks` tells.
