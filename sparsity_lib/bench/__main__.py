@@ -5,4 +5,5 @@ import sys
 from sparsity_lib import results
 
 if __name__ == "__main__":
-    sys.exit(results.main(sys.argv[1:] or ["bench/matvec", "bench/glu", "bench/decode"]))
+    everything = ["bench/matvec", "bench/glu", "bench/decode", "bench/evaluation", "bench/calibration"]
+    sys.exit(results.main(sys.argv[1:] or everything))

@@ -1,6 +1,6 @@
 """The full-size runs behind the book's tables and figures, by the name of the file they write to results/."""
 
-from sparsity_lib.bench import decode, glu, matvec
+from sparsity_lib.bench import calibration, decode, evaluation, glu, matvec
 from sparsity_lib.experiments import claws_benchmarks, claws_lora, claws_stability, claws_sweep
 
 EXPERIMENTS = {
@@ -11,4 +11,6 @@ EXPERIMENTS = {
     "bench/matvec": matvec.run,
     "bench/glu": glu.run,
     "bench/decode": decode.run,
+    "bench/evaluation": evaluation.run,
+    "bench/calibration": calibration.run,
 }
