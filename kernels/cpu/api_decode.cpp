@@ -62,7 +62,7 @@ void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
     b.products = c.take<float>(m.neurons);
     b.ffn = c.take<float>(m.hidden);
     b.rotated = c.take<float>(n);
-    for (float*& each : b.partial) each = c.take<float>(SHARES * NARROW);
+    for (float*& each : b.partial) each = c.take<float>(SHARES * SHARED_SUMS);
 }
 
 }  // namespace
