@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsity_lib.errors import refuse
-from sparsity_lib.ops import library, reference
+from sparsity_lib.ops import gpu, library, reference
 from sparsity_lib.ops.packed import FORMATS, Packed
 from sparsity_lib.ops.reference import BATCH
 
@@ -39,15 +39,23 @@ def _packed(data: Tensor, scales: Tensor | None, shape: Sequence[int], format: s
     return Packed(data, scales, rows, cols, padded, format, group, skip)
 
 
+def _native(x: Tensor, packed: Packed) -> ctypes.CDLL | None:
+    """The C++ library, if these are tensors that it knows."""
+    known = x.dtype in library.FLOATS and FORMATS[packed.format][0] is not None
+    return library.load() if x.device.type == "cpu" and known else None
+
+
 def _input_sparse(x, weight, weight_scales, weight_shape, format, group, shift, scale, thresholds, threshold, k, stripe_width,
                   bias, union):
     packed = _packed(weight, weight_scales, weight_shape, format, group, "inputs")
-    native = library.load() if x.device.type == "cpu" else None
+    on_gpu = gpu.load(x.device.type)
+    native = _native(x, packed) if on_gpu is None else None
     if native is None:
         rule = threshold if thresholds is None else thresholds
-        return reference.input_sparse(
-            x, packed, threshold=None if k >= 0 else rule, k=k if k >= 0 else None, shift=shift, scale=scale,
-            stripe_width=stripe_width or None, bias=bias, union=union)
+        with torch.cuda.device_of(x):
+            return (on_gpu or reference).input_sparse(
+                x, packed, threshold=None if k >= 0 else rule, k=k if k >= 0 else None, shift=shift, scale=scale,
+                stripe_width=stripe_width or None, bias=bias, union=union)
     stripes = len(thresholds) if stripe_width else 1
     rules = (library.Select * stripes)()
     for i, rule in enumerate(rules):
@@ -68,9 +76,11 @@ def _input_sparse(x, weight, weight_scales, weight_shape, format, group, shift, 
 
 def _linear(x, weight, weight_scales, weight_shape, format, group, bias):
     packed = _packed(weight, weight_scales, weight_shape, format, group, "outputs")
-    native = library.load() if x.device.type == "cpu" else None
+    on_gpu = gpu.load(x.device.type)
+    native = _native(x, packed) if on_gpu is None else None
     if native is None:
-        return reference.linear(x, packed, bias)
+        with torch.cuda.device_of(x):
+            return (on_gpu or reference).linear(x, packed, bias)
     y = x.new_empty(len(x), packed.rows)
     structure, one = library.weight_of(packed), ctypes.byref
     for start in range(0, len(x), BATCH):
@@ -87,11 +97,14 @@ def _glu(x, gate, gate_scales, gate_shape, up, up_scales, up_shape, down, down_s
     gates = _packed(gate, gate_scales, gate_shape, format, group, "outputs")
     ups = _packed(up, up_scales, up_shape, format, group, "outputs")
     downs = _packed(down, down_scales, down_shape, format, group, "inputs")
-    native = library.load() if x.device.type == "cpu" else None
+    on_gpu = gpu.load(x.device.type)
+    native = _native(x, gates) if on_gpu is None else None
     if native is None:
-        return reference.glu(
-            x, gates, ups, downs, activation=_NAMES[activation], threshold=None if k >= 0 else threshold,
-            k=k if k >= 0 else None, saliency=saliency, gate_bias=gate_bias, up_bias=up_bias, down_bias=down_bias, union=union)
+        with torch.cuda.device_of(x):
+            return (on_gpu or reference).glu(
+                x, gates, ups, downs, activation=_NAMES[activation], threshold=None if k >= 0 else threshold,
+                k=k if k >= 0 else None, saliency=saliency, gate_bias=gate_bias, up_bias=up_bias, down_bias=down_bias,
+                union=union)
     rule = library.Select(None, library.address(saliency), None, threshold, int(k >= 0), max(k, 0))
     y = x.new_empty(len(x), downs.cols)
     weights = [library.weight_of(p) for p in (gates, ups, downs)]
@@ -107,7 +120,8 @@ def _glu(x, gate, gate_scales, gate_shape, up, up_scales, up_shape, down, down_s
 
 
 for _name, _run in (("input_sparse", _input_sparse), ("linear", _linear), ("glu", _glu)):
-    _registry.impl(_name, _run, "CPU")
+    for _device in ("CPU", "CUDA"):
+        _registry.impl(_name, _run, _device)
 
 
 @torch.library.register_fake("sparsity::input_sparse", lib=_registry)

@@ -50,7 +50,10 @@ def keep_mask(score, threshold, thresholds, border, last, token, valid, index, w
     else:
         mask = (score <= threshold) == 0
     mask = mask & valid[:, None] & (index < width)[None, :]
-    any = tl.max(mask.to(tl.int32), axis=0) > 0
+    if mask.shape[0] == 1:  # the general way would cross the threads
+        any = tl.reshape(mask, [mask.shape[1]])
+    else:
+        any = tl.max(mask.to(tl.int32), axis=0) > 0
     if UNION:
         mask = any[None, :] & valid[:, None]
     return mask, any
@@ -64,13 +67,12 @@ def border_kernel(x, shift, scale, border, last, width, k, BLOCK: tl.constexpr):
     _, score = load_scores(x, shift, scale, token, token >= 0, index, width)
     key = tl.where(index < width, tl.reshape(rank_key(score), [BLOCK]), -1)
     found = 0
-    for step in tl.static_range(15):  # bits 30 and 29, then 28 and 27, down to 2 and 1: three counts in one sum
-        unit: tl.constexpr = 1 << (29 - 2 * step)
-        counts = ((key >= found + unit).to(tl.int64) + ((key >= found + 2 * unit).to(tl.int64) << 21)
-                  + ((key >= found + 3 * unit).to(tl.int64) << 42))
-        total = tl.sum(counts, axis=0)
-        reached = ((total & 0x1FFFFF) >= k).to(tl.int32) + (((total >> 21) & 0x1FFFFF) >= k).to(tl.int32) + ((total >> 42) >= k).to(tl.int32)
-        found = found + unit * reached
+    for step in range(15):  # bits 30 and 29, then 28 and 27, down to 2 and 1: three counts of 21 bits in one sum
+        unit = 1 << (29 - 2 * step)
+        counts = (key >= found + unit).to(tl.int64) + ((key >= found + 2 * unit).to(tl.int64) << 21)
+        total = tl.sum(counts + ((key >= found + 3 * unit).to(tl.int64) << 42), axis=0)
+        reached = ((total & 0x1FFFFF) >= k).to(tl.int32) + (((total >> 21) & 0x1FFFFF) >= k).to(tl.int32)
+        found += unit * (reached + ((total >> 42) >= k).to(tl.int32))
     found = found + (tl.sum((key >= found + 1).to(tl.int32), axis=0) >= k).to(tl.int32)
     wanted = k - tl.sum((key > found).to(tl.int32), axis=0)
     tied = (key == found).to(tl.int32)

@@ -15,7 +15,7 @@ from torch import Tensor
 from sparsity_lib.errors import refuse
 from sparsity_lib.ops.gpu import choose, columns, rows
 from sparsity_lib.ops.packed import FORMATS, Packed
-from sparsity_lib.ops.reference import BATCH
+from sparsity_lib.ops.reference import ACTIVATIONS, BATCH
 
 #: Programs that a product is cut into at least, if it is large enough: some for each of a large GPU's 132 processors.
 PROGRAMS = 768
@@ -45,7 +45,7 @@ def linear(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
 
 
 def glu(
-    x: Tensor, gate: Packed, up: Packed, down: Packed, *, activation: int, threshold: float | None, k: int | None,
+    x: Tensor, gate: Packed, up: Packed, down: Packed, *, activation: str, threshold: float | None, k: int | None,
     saliency: Tensor | None, gate_bias: Tensor | None, up_bias: Tensor | None, down_bias: Tensor | None, union: bool,
 ) -> Tensor:
     """reference.glu for x [tokens, in] on a GPU.
@@ -62,13 +62,13 @@ def glu(
     if k is None:
         g = torch.empty_like(h)
     else:
-        g = _linear(x, gate, gate_bias, activation, torch.float32)
+        g = _linear(x, gate, gate_bias, ACTIVATIONS[activation], torch.float32)
         marks = _borders(g, None, saliency, k)
     batch, native = _batch(tokens), _native(x, gate)
     size, width, warps = _row_blocks(gate, batch, native)
     rows.up_kernel[(triton.cdiv(neurons, size), triton.cdiv(tokens, batch))](
         x, gate.data, gate.scales, gate_bias, up.data, up.scales, up_bias, saliency, *marks, g, h,
-        tokens, neurons, gate.cols, gate.padded, _float32(threshold), GATE=k is None, ACTIVATION=activation,
+        tokens, neurons, gate.cols, gate.padded, _float32(threshold), GATE=k is None, ACTIVATION=ACTIVATIONS[activation],
         GROUP=_group(gate), RULE=(choose.SCALAR if k is None else choose.RANK).value, UNION=union, NATIVE=native,
         BATCH=batch, ROWS=size, COLS=width, num_warps=warps)
     _columns(g, h, down, out, down_bias, None, saliency, threshold, marks, 0, union)
@@ -150,7 +150,7 @@ def _column_blocks(weight: Packed, batch: int, native: bool, stripe_width: int) 
     """Inputs and outputs of a block, warps. A stripe holds whole blocks."""
     wide = 256 if FORMATS[weight.format][2] <= 8 and not stripe_width else 128
     if batch == 1:
-        return 32, wide, 4
+        return (16 if weight.format == "int4" else 32), wide, 4
     return (64, 128, 4) if native else (16, 128, 4)
 
 
@@ -159,5 +159,5 @@ def _row_blocks(weight: Packed, batch: int, native: bool) -> tuple[int, int, int
     if batch == 1:
         return (8 if weight.rows >= 8 * PROGRAMS else 4), 512, 4
     if native:
-        return 32, 128, 4
-    return 32, (128 if weight.format == "int4" else 32), 4
+        return 16, 128, 4
+    return 16, (128 if weight.format == "int4" else 32), 4
