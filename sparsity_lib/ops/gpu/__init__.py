@@ -1,9 +1,12 @@
-"""The operators on a GPU, in Triton. Triton is imported with the first GPU tensor, so that a machine without it works."""
+"""The operators on a GPU, in Triton; imported with the first GPU tensor, so that a machine without Triton works.
+
+TRITON_INTERPRET=1, set before Python starts, is Triton's own switch: its interpreter then runs the kernels on CPU tensors,
+slowly. That is how they are tested without a GPU.
+"""
 
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from functools import cache
 from importlib.util import find_spec
@@ -11,10 +14,8 @@ from types import ModuleType
 
 from sparsity_lib.errors import SparsityError, unknown
 
-#: Environment variable: "interpret" sends CPU tensors through Triton's interpreter (slow; how the kernels are tested without a
-#: GPU), "off" gives GPU tensors to plain PyTorch.
+#: Environment variable: "off" gives GPU tensors to plain PyTorch.
 SWITCH = "SPARSITY_TRITON"
-MODES = ("interpret", "off")
 
 
 @cache
@@ -24,30 +25,26 @@ def load(device: str) -> ModuleType | None:
     Raises
     ------
     SparsityError
-        If the environment asks for what is unknown, or for the interpreter after Triton was imported without it.
+        If the environment asks for what is unknown, or asked for the interpreter too late.
     """
     wanted = os.environ.get(SWITCH, "")
-    if wanted and wanted not in MODES:
-        raise unknown(SWITCH, wanted, MODES)
-    if wanted == "off" or device != "cuda" and wanted != "interpret":
+    if wanted not in ("", "off"):
+        raise unknown(SWITCH, wanted, ("off",))
+    if wanted == "off" or device != "cuda" and os.environ.get("TRITON_INTERPRET", "0") == "0":
         return None
     if find_spec("triton") is None:
-        if wanted == "interpret":
-            raise SparsityError(f"{SWITCH} = 'interpret', but Triton is missing. Fix: pip install triton.")
-        warnings.warn("Triton is missing, plain PyTorch does the operators' work, slowly. Fix: pip install triton.", stacklevel=3)
+        if device == "cuda":
+            fix = "Fix: pip install triton."
+            warnings.warn(f"Triton is missing, plain PyTorch does the operators' work, slowly. {fix}", stacklevel=3)
         return None
-    if wanted == "interpret":
-        _interpret()
+    import triton
+    from triton.runtime.interpreter import InterpretedFunction
+
+    interpreted = triton.knobs.runtime.interpret
+    if isinstance(triton.language.sum, InterpretedFunction) != interpreted:
+        raise SparsityError("TRITON_INTERPRET was changed after Triton's import. Fix: set it before Python starts.")
+    if device != "cuda" and not interpreted:
+        return None
     from sparsity_lib.ops.gpu import launch
 
     return launch
-
-
-def _interpret() -> None:
-    """Have Triton interpret its kernels, which it decides where it is imported."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return
-    if "triton" in sys.modules:
-        raise SparsityError(
-            f"{SWITCH} = 'interpret', but Triton was imported before. Fix: set TRITON_INTERPRET=1 before Python starts, too.")
-    os.environ["TRITON_INTERPRET"] = "1"

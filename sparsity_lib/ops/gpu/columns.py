@@ -65,12 +65,12 @@ def columns_kernel(
 
 @triton.jit
 def reduce_kernel(
-    partial, scales, bias, out, splits, tokens, cols, GROUP: tl.constexpr, SPLITS: tl.constexpr, COLS: tl.constexpr
+    partial, scales, bias, out, splits, total, cols, GROUP: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Partial sums [splits, tokens, cols] added in one fixed order, finished, into out [tokens, cols]."""
-    col, split = tl.program_id(0) * COLS + tl.arange(0, COLS), tl.arange(0, SPLITS)
-    token = tl.program_id(1).to(tl.int64)
-    place = (split.to(tl.int64)[:, None] * tokens + token) * cols + col[None, :]
-    parts = tl.load(partial + place, mask=(split < splits)[:, None] & (col < cols)[None, :], other=0)
-    found = finish(tl.sum(parts, axis=0)[None, :], scales, bias, col, col < cols, GROUP)
-    tl.store(out + token * cols + col[None, :], found.to(out.dtype.element_ty), mask=(col < cols)[None, :])
+    """Partial sums [splits, total] added in one fixed order, finished, into out [total]; total: tokens * cols."""
+    place, split = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, SPLITS)
+    inside = place < total
+    parts = tl.load(partial + split.to(tl.int64)[:, None] * total + place[None, :],
+                    mask=(split < splits)[:, None] & inside[None, :], other=0)
+    found = finish(tl.sum(parts, axis=0)[None, :], scales, bias, place % cols, inside, GROUP)
+    tl.store(out + place[None, :], found.to(out.dtype.element_ty), mask=inside[None, :])

@@ -120,9 +120,10 @@ def _columns(
         weight.padded, _float32(None if each is not None else threshold), stripe_width, steps, GROUP=_group(weight),
         RULE=rule.value, UNION=union, NATIVE=native, SPLIT=splits > 1, BATCH=batch, ROWS=size, COLS=width, num_warps=warps)
     if splits > 1:
-        columns.reduce_kernel[(triton.cdiv(weight.cols, 64), tokens)](
-            target, weight.scales, bias, out, splits, tokens, weight.cols, GROUP=_group(weight),
-            SPLITS=triton.next_power_of_2(splits), COLS=64, num_warps=4)
+        block = 64 if tokens == 1 else 256
+        columns.reduce_kernel[(triton.cdiv(out.numel(), block),)](
+            target, weight.scales, bias, out, splits, out.numel(), weight.cols, GROUP=_group(weight),
+            SPLITS=triton.next_power_of_2(splits), BLOCK=block, num_warps=4)
 
 
 def _batch(tokens: int) -> int:
@@ -155,9 +156,9 @@ def _column_blocks(weight: Packed, batch: int, native: bool, stripe_width: int) 
 
 
 def _row_blocks(weight: Packed, batch: int, native: bool) -> tuple[int, int, int]:
-    """Outputs and inputs of a block, warps."""
+    """Outputs and inputs of a block, warps: a thread reads 16 bytes at a time."""
     if batch == 1:
         return (8 if weight.rows >= 8 * PROGRAMS else 4), 512, 4
     if native:
         return 16, 128, 4
-    return 16, (128 if weight.format == "int4" else 32), 4
+    return 16, min(128, 1024 // FORMATS[weight.format][2]), 4
