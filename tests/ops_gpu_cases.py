@@ -179,8 +179,8 @@ def test_values_that_are_dropped_add_nothing():
 def test_sums_in_many_splits():
     """So many inputs that the sums are cut; with a scale an output, a bias, and thresholds by stripe."""
     for format, dtype in (("int8", torch.float16), ("int4", torch.bfloat16), ("bfloat16", torch.float32)):
-        w, x, bias = ops.pack(weight(640, 140), "inputs", format), draw(2, 640).to(dtype), draw(140, seed=7)
-        for rule in ({"threshold": draw(2, 640), "stripe_width": 128}, {"k": 200}):
+        w, x, bias = ops.pack(weight(400, 140), "inputs", format), draw(2, 400).to(dtype), draw(140, seed=7)
+        for rule in ({"threshold": draw(2, 400), "stripe_width": 128}, {"k": 200}):
             for batch in (x, x[:1]):
                 found = ops.input_sparse(batch, w, bias=bias, **rule)
                 torch.testing.assert_close(found, reference.input_sparse(batch, w, bias=bias, **rule), **CLOSE[dtype])
@@ -194,7 +194,7 @@ def test_layers_of_one_input_are_one_launch():
 
 
 def test_the_same_call_gives_the_same_bits():
-    w, rows, x = ops.pack(weight(640, 140), "inputs", "bfloat16"), ops.pack(weight(640, 140), "outputs", "bfloat16"), draw(3, 640)
+    w, rows, x = ops.pack(weight(400, 140), "inputs", "bfloat16"), ops.pack(weight(400, 140), "outputs", "bfloat16"), draw(3, 400)
     down = ops.pack(weight(140, 50), "inputs", "bfloat16")
     for call in (lambda: ops.input_sparse(x, w, k=300), lambda: ops.linear(x, rows),
                  lambda: ops.glu(x, rows, rows, down, activation="silu", threshold=0.1)):

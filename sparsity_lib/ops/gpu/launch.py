@@ -111,13 +111,14 @@ def _columns(
     blocks, steps = triton.cdiv(weight.cols, width), triton.cdiv(weight.rows, size)
     batches = triton.cdiv(tokens, batch)
     splits = max(1, min(triton.cdiv(PROGRAMS, blocks * batches), SPLITS, steps // STEPS))
-    steps = triton.cdiv(steps, splits)
+    each_steps = triton.cdiv(steps, splits)
+    splits = triton.cdiv(steps, each_steps)
     each = threshold if isinstance(threshold, Tensor) else None
     rule = choose.RANK if marks[0] is not None else choose.SCALAR if each is None else choose.EACH
     target = out if splits == 1 else torch.empty(splits, tokens, weight.cols, device=x.device)
     columns.columns_kernel[(blocks, splits, batches)](
         x, values, weight.data, weight.scales, bias, shift, scale, each, *marks, target, tokens, weight.rows, weight.cols,
-        weight.padded, _float32(None if each is not None else threshold), stripe_width, steps, GROUP=_group(weight),
+        weight.padded, _float32(None if each is not None else threshold), stripe_width, each_steps, GROUP=_group(weight),
         RULE=rule.value, UNION=union, NATIVE=native, SPLIT=splits > 1, BATCH=batch, ROWS=size, COLS=width, num_warps=warps)
     if splits > 1:
         block = 64 if tokens == 1 else 256
