@@ -163,6 +163,54 @@ def test_rows_that_no_token_keeps_are_not_used(tokens, share):
     assert torch.equal(plain, spoilt)
 
 
+@pytest.fixture
+def rows_read(monkeypatch):
+    """A function from a packed weight to the rows of it that were read, known where Triton interprets."""
+    if DEVICE != "cpu":
+        return None
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    seen, load = [], InterpreterBuilder.create_masked_load
+
+    def watch(self, pointers, mask, *rest):
+        seen.append(torch.from_numpy(pointers.data[mask.data].astype("int64")))
+        return load(self, pointers, mask, *rest)
+
+    def rows(packed):
+        place = torch.cat([each.flatten() for each in seen]) - packed.data.data_ptr()
+        return (place[(place >= 0) & (place < packed.data.nbytes)] // (packed.data.nbytes // packed.rows)).unique().tolist()
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", watch)
+    return rows
+
+
+@pytest.mark.parametrize("format", ["bfloat16", "int4"])
+def test_only_the_rows_that_a_token_keeps_are_read(format, rows_read):
+    if rows_read is None:
+        assert torch.cuda.is_available()  # a GPU does not tell; the interpreter does
+        return
+    x, eye = draw(3, 100), ops.pack(torch.eye(100), "outputs", format)
+    x[:, ::3] = 0.01
+    kept = (x.abs() > 0.02).any(0).nonzero().flatten().tolist()
+    w = ops.pack(weight(100, 70), "inputs", format)
+    ops.input_sparse(x, w, threshold=0.02)
+    assert rows_read(w) == kept and len(kept) < 70
+    for rule in ({"threshold": 0.02}, {"k": 30}):
+        g = reference.linear(x, eye)
+        mask = reference.keep(g, threshold=rule.get("threshold"), k=rule.get("k")).any(0)
+        up, down = ops.pack(weight(100, 100), "outputs", format), ops.pack(weight(100, 70), "inputs", format)
+        ops.glu(x, eye, up, down, activation="none", **rule)
+        assert rows_read(up) == rows_read(down) == mask.nonzero().flatten().tolist()
+
+
+def test_a_shifted_value_is_not_rounded_to_the_dtype_of_x():
+    shift = 1e-6 * draw(40, seed=3)
+    for format in ("float16", "int8"):
+        w, x = ops.pack(1e4 * weight(40, 30), "inputs", format), torch.zeros(3, 40, dtype=torch.float16, device=DEVICE)
+        found = ops.input_sparse(x, w, threshold=-1.0, shift=shift)
+        torch.testing.assert_close(found, reference.input_sparse(x, w, threshold=-1.0, shift=shift), rtol=2**-10, atol=1e-6)
+
+
 def test_values_that_are_dropped_add_nothing():
     """An infinite shift of what a zero scale drops, and the up product of a neuron whose gate is zero."""
     x, w, shift, scale = draw(3, 40), ops.pack(weight(40, 30), "inputs"), torch.zeros(40, device=DEVICE), draw(40).abs()

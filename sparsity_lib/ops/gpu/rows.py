@@ -74,7 +74,7 @@ def up_kernel(
     GATE: tl.constexpr, ACTIVATION: tl.constexpr, GROUP: tl.constexpr, RULE: tl.constexpr, UNION: tl.constexpr,
     NATIVE: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):
-    """h = m g (W_up x) for a block of neurons and a batch; 0 where dropped. g, h: float32 [tokens, rows].
+    """h = g (W_up x) for a block of neurons and a batch, where some token keeps them. g, h: float32 [tokens, rows].
 
     GATE: the gate's product comes first, in the same program, and g is written: a threshold needs no other neuron. Without,
     g is read, as top-k has to see all of it first.
@@ -93,6 +93,6 @@ def up_kernel(
     score = tl.abs(gated)
     if saliency is not None:
         score = score * tl.load(saliency + row, mask=row < rows, other=0)[None, :]
-    mask, any = keep_mask(score, threshold, None, border, last, token, valid, row, rows, RULE, UNION)
+    _, any = keep_mask(score, threshold, None, border, last, token, valid, row, rows, RULE, UNION)
     grown = products(x, up, up_scales, token, valid, row, any, rows, cols, padded, up_bias, GROUP, NATIVE, BATCH, ROWS, COLS)
-    tl.store(h + place, tl.where(mask, gated * grown, 0.0), mask=here)
+    tl.store(h + place, gated * grown, mask=here)  # the down product leaves out what a token drops
