@@ -3,7 +3,7 @@
 import sys
 
 from sparsity_lib import results
+from sparsity_lib.experiments import runnable
 
 if __name__ == "__main__":
-    everything = ["bench/matvec", "bench/glu", "bench/decode", "bench/evaluation", "bench/calibration"]
-    sys.exit(results.main(sys.argv[1:] or everything))
+    sys.exit(results.main(sys.argv[1:] or [name for name in runnable() if name.startswith("bench/")]))
