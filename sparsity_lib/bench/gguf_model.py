@@ -116,7 +116,8 @@ def _rotations(source: ModelSource) -> dict[str, dict]:
 
 def _describe(writer: gguf.GGUFWriter, source: ModelSource, precision: str) -> None:
     a: Architecture = source.architecture
-    writer.add_file_type(getattr(gguf.LlamaFileType, {"F32": "ALL_F32"}.get(TYPES[precision].name, f"MOSTLY_{TYPES[precision].name}")))
+    kind = TYPES[precision].name
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
     writer.add_vocab_size(a.vocabulary)
     writer.add_context_length(source.model.config.get_text_config().max_position_embeddings)
     writer.add_embedding_length(a.hidden)

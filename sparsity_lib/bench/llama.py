@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity_lib.decode.sources import ModelSource
 from sparsity_lib.bench.gguf_model import temporary_gguf
 from sparsity_lib.checks import count
+from sparsity_lib.decode.sources import ModelSource
 from sparsity_lib.errors import SparsityError, refuse
 
 _silent: list[object] = []  # the logger that llama.cpp calls, which must outlive it
