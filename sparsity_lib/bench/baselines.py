@@ -25,7 +25,7 @@ SPARSE = tuple(f"ours, inputs {density:.0%}" for density in DENSITIES)
 OTHERS = ("HF eager", "torch.compile", "llama.cpp")
 #: What is measured together: everything, or with a large model what memory holds at once, our dense decoder always being there.
 TOGETHER = (("sparse", *OTHERS),)
-APART = (("sparse",), ("llama.cpp",), ("HF eager",), ("torch.compile",))
+APART = (("sparse", "HF eager", "torch.compile"), ("llama.cpp",))
 
 
 def measure(source: ModelSource, name: str, prompts: Iterable[int], tokens: int, *, config: PretrainedConfig | None = None,
@@ -49,32 +49,36 @@ def measure(source: ModelSource, name: str, prompts: Iterable[int], tokens: int,
         wanted = [kind for kind in together if kind != "llama.cpp" or llama.available()]
         if not wanted:
             continue
-        engines = {DENSE: Ours(Decoder(source, capacity=max(prompts) + tokens))}
-        for kind in wanted:
-            engines |= _engines(kind, source, name, max(prompts) + tokens, tokens, config)
+        capacity = max(prompts) + tokens
+        engines: dict[str, Engine] = {DENSE: Ours(Decoder(source, capacity=capacity))}
+        if "sparse" in wanted:
+            engines |= _sparse(source, capacity)
+        model = hugging_face(source, config) if {"HF eager", "torch.compile"} & {*wanted} else None
+        if "HF eager" in wanted:
+            engines["HF eager"] = Eager(model)
+        if "torch.compile" in wanted:
+            engines["torch.compile"] = Compiled(model, tokens)
+        if "llama.cpp" in wanted:
+            engines["llama.cpp"] = Llama(LlamaCpp.of(source, name, capacity=capacity))
         for prompt in prompts:
             for engine in engines.values():
                 engine.at(prompt)
             _rounds(engines, tokens, found["prompts"][str(prompt)], f"{name}, {prompt} tokens")
         found["bytes"] |= {kind: e.decoder.bytes_read for kind, e in engines.items() if isinstance(e, Ours)}
-        engines.clear()
+        engines, model = {}, None
         torch._dynamo.reset()
         gc.collect()  # the next set needs the memory
     return found
 
 
-def _engines(kind: str, source: ModelSource, name: str, capacity: int, tokens: int, config) -> dict[str, Engine]:
-    if kind == "sparse":
-        def choose(layer: int, site: str, width: int) -> Choice | None:
-            return Choice(k=round(DENSITIES[0] * width)) if site in SITES else None
+def _sparse(source: ModelSource, capacity: int) -> dict[str, Engine]:
+    """One decoder for each of DENSITIES, all on one copy of the weights."""
+    def choose(layer: int, site: str, width: int) -> Choice | None:
+        return Choice(k=round(DENSITIES[0] * width)) if site in SITES else None
 
-        first = Decoder(source, choices=choose, capacity=capacity)
-        rest = [sharing(first, dict.fromkeys(SITES, density)) for density in DENSITIES[1:]]
-        return {title: Ours(decoder) for title, decoder in zip(SPARSE, [first, *rest], strict=True)}
-    if kind == "llama.cpp":
-        return {kind: Llama(LlamaCpp.of(source, name, capacity=capacity))}
-    model = hugging_face(source, config)
-    return {kind: Eager(model) if kind == "HF eager" else Compiled(model, tokens)}
+    first = Decoder(source, choices=choose, capacity=capacity)
+    rest = [sharing(first, dict.fromkeys(SITES, density)) for density in DENSITIES[1:]]
+    return {title: Ours(decoder) for title, decoder in zip(SPARSE, [first, *rest], strict=True)}
 
 
 def _rounds(engines: dict[str, Engine], tokens: int, into: dict[str, Any], title: str) -> None:

@@ -13,12 +13,17 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
+import torch._inductor.config
 from torch import nn
 
 from sparsity_lib.bench.llama import LlamaCpp
 from sparsity_lib.decode import Decoder, structures
 from sparsity_lib.decode.rules import PLACES
 from sparsity_lib.decode.sources import MATRICES, ModelSource
+
+#: Blocks of random weights that Hugging Face's model repeats: several hundred MB, so that no cache holds what is read, while
+#: memory need not hold all blocks, and torch.compile's packed copy of each.
+COPIES = 4
 
 
 class Engine(Protocol):
@@ -88,11 +93,12 @@ class Compiled:
         from transformers import StaticCache
 
         torch._dynamo.reset()  # another length is another program
-        self.forward = torch.compile(self.model.forward, dynamic=False, options={"freezing": True})
+        self.forward = torch.compile(self.model.forward, dynamic=False)
         self.cache, self.prompt = StaticCache(config=self.model.config, max_cache_len=prompt + self.new_tokens), prompt
         _fill(self.cache, self.model, prompt)
-        for turn in range(3):  # compiling is not what is timed
-            self(turn)
+        with torch._inductor.config.patch(freezing=True):  # weights packed for oneDNN: the fastest of inductor's ways here
+            for turn in range(3):  # compiling is not what is timed
+                self(turn)
 
     def __call__(self, turn: int) -> torch.Tensor:
         for layer in self.cache.layers:  # the same length each time: nothing to compile anew
@@ -130,7 +136,7 @@ def _fill(cache: Any, model: nn.Module, tokens: int) -> None:
 
 
 def hugging_face(source: ModelSource, config: Any = None) -> nn.Module:
-    """The model of a source: its own, or for random weights one of the whole shape that is made here."""
+    """The model of a source: its own, or for random weights one of the whole shape, made here of COPIES blocks in turn."""
     if config is None:
         return source.model
     from accelerate import init_empty_weights
@@ -138,18 +144,22 @@ def hugging_face(source: ModelSource, config: Any = None) -> nn.Module:
 
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=source.dtype)
-    empty = model.base_model
-    empty.embed_tokens.weight = _parameter(source.embedding())
-    empty.norm.weight = _parameter(source.final_norm().to(source.dtype))
-    for i, block in enumerate(empty.layers):
-        for name in MATRICES:
-            place = block.self_attn if name in "qkvo" else block.mlp
-            getattr(place, f"{name}_proj").weight = _parameter(source.matrix(i, name))
+    model.base_model.embed_tokens.weight = _parameter(source.embedding())
+    model.base_model.norm.weight = _parameter(source.final_norm().to(source.dtype))
+    model.tie_weights()
+    for i, block in enumerate(model.base_model.layers):
         norms = source.norms(i)
         block.input_layernorm.weight = _parameter(norms["norm_attention"].to(source.dtype))
         block.post_attention_layernorm.weight = _parameter(norms["norm_ffn"].to(source.dtype))
-    model.tie_weights()
+        for name in MATRICES:
+            linear = _linear(block, name)
+            earlier = _linear(model.base_model.layers[i % COPIES], name)
+            linear.weight = earlier.weight if i >= COPIES else _parameter(source.matrix(i, name))
     return model.eval()
+
+
+def _linear(block: nn.Module, name: str) -> nn.Linear:
+    return getattr(block.self_attn if name in "qkvo" else block.mlp, f"{name}_proj")
 
 
 def _parameter(tensor: torch.Tensor) -> nn.Parameter:
