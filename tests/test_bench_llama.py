@@ -171,7 +171,7 @@ def test_a_product_of_ggml_is_the_product(format):
     torch.manual_seed(0)
     weight, x = torch.randn(96, 256), torch.randn(1, 256)
     stored = gguf.quants.quantize(weight.numpy(), TYPES[format])
-    weight = torch.from_numpy(gguf.quants.dequantize(stored, TYPES[format]).copy())  # what the format can hold: x alone is rounded
+    weight = torch.from_numpy(gguf.quants.dequantize(stored, TYPES[format]).copy())  # so x alone is rounded
     found, exact = ggml.Product(weight, format, x)(), (x @ weight.T)[0]
     step = {"float32": 2.0**-24, "bfloat16": 2.0**-9, "int8": 0.5 / 127, "int4": 0.5 / 127}[format]
     sums = 256**0.5 * 2.0**-24  # of 256 terms in float32; the weight's scale is a float16 that is rounded once more
