@@ -2,7 +2,7 @@
 
 import torch
 
-from sparsity_lib.bench import calibration, decode, evaluation, glu, gpu, matvec
+from sparsity_lib.bench import batch, calibration, decode, evaluation, glu, gpu, matvec
 from sparsity_lib.experiments import claws_benchmarks, claws_lora, claws_stability, claws_sweep
 
 EXPERIMENTS = {
@@ -12,6 +12,7 @@ EXPERIMENTS = {
     "claws_stability": claws_stability.run,
     "bench/matvec": matvec.run,
     "bench/glu": glu.run,
+    "bench/batch": batch.run,
     "bench/decode": decode.run,
     "bench/evaluation": evaluation.run,
     "bench/calibration": calibration.run,
