@@ -35,7 +35,9 @@ class Times:
         return {"median_us": middle, "low_us": low, "high_us": high, "best_us": 1e6 * min(self.seconds)}
 
 
-def interleaved(cases: Mapping[str, Case], rounds: int = 21, warmup: int = 2, desc: str = "timing") -> dict[str, Times]:
+def interleaved(
+    cases: Mapping[str, Case], rounds: int = 21, warmup: int = 2, desc: str = "timing", rehearse: bool = False,
+) -> dict[str, Times]:
     """Run every case once a round, in turn, so that what disturbs the machine disturbs all of them alike.
 
     Before each, untimed, the caches are swept by reading something else: masks of different sparsities share rows, and what
@@ -47,6 +49,8 @@ def interleaved(cases: Mapping[str, Case], rounds: int = 21, warmup: int = 2, de
         for turn in track(range(-warmup, rounds), desc=desc, unit="round"):
             for name, case in cases.items():
                 sweep(turn)
+                if rehearse:
+                    case((turn + 1) % 1024)
                 start = time.perf_counter()
                 case(turn % 1024)
                 seconds = time.perf_counter() - start

@@ -42,7 +42,8 @@ def latency(data: Mapping[str, Any]) -> Figure:
     formats = list(dict.fromkeys(name.split()[0] for name in data))
     figure, panels = style.figure(2, -(-len(formats) // 2), height=2.7, sharex=True, sharey=True, squeeze=False)
     for axes, format in zip(panels.flat, formats, strict=False):
-        for (color, marker), (name, found) in zip(_SHAPES, ((n, f) for n, f in data.items() if n.split()[0] == format), strict=False):
+        shapes = ((name, found) for name, found in data.items() if name.split()[0] == format)
+        for (color, marker), (name, found) in zip(_SHAPES, shapes, strict=False):
             sparsity = [100 * p["sparsity"] for p in found["points"]]
             shape = name.removeprefix(format).strip().replace("x", "×")
             axes.plot(sparsity, [p["speedup"] for p in found["points"]], color=color, marker=marker, label=shape)
@@ -66,7 +67,8 @@ def blocks(rows: Sequence[tuple[str, float, float]]) -> Figure:
     figure, axes = style.figure(height=0.32 * len(rows) + 1.0)
     places = np.arange(len(rows))[::-1]
     axes.barh(places, [found for _, found, _ in rows], height=0.62, color=style.RED)
-    axes.scatter([limit for *_, limit in rows], places, marker="|", s=170, color=style.BLACK, zorder=3, label="what the bytes allow")
+    limits = [limit for *_, limit in rows]
+    axes.scatter(limits, places, marker="|", s=170, color=style.BLACK, zorder=3, label="what the bytes allow")
     axes.axvline(1, color=style.BLACK, linewidth=0.8)
     axes.set_yticks(places, [name for name, *_ in rows])
     axes.set(xlabel="times as fast as the best dense block", xlim=(0, 1.75))
@@ -103,8 +105,8 @@ def batches(data: Mapping[str, Any]) -> Figure:
         color, marker = MODEL_LOOKS.get(model, (style.GRAY, "o"))
         for order, line in (("neighbours", "-"), ("strangers", (0, (1, 1.5)))):
             read = found["read"]["down_in"][order]
-            left.plot([int(b) for b in read], [100 * share for share in read.values()], color=color, marker=marker, linestyle=line,
-                      label=f"{model}, {order}")
+            shares = [100 * share for share in read.values()]
+            left.plot([int(b) for b in read], shares, color=color, marker=marker, linestyle=line, label=f"{model}, {order}")
         times = found["times"]["strangers"]
         for share, line in (("union", "-"), ("own", (0, (4, 2)))):
             speeds = [min(t for n, t in each.items() if n.startswith("torch")) / each[share] for each in times.values()]
