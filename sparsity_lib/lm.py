@@ -42,8 +42,10 @@ def logits(model: nn.Module, hidden: Tensor) -> Tensor:
     """
     found = model.get_output_embeddings()(hidden).float()
     config = model.config.get_text_config()
-    found = found * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
-    found = found / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    if factor := getattr(config, "logit_scale", None):  # Cohere; a product with 1 would read and write all of them again
+        found = found * factor
+    if divisor := getattr(config, "logits_scaling", None):  # Granite
+        found = found / divisor
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma
     return cap * torch.tanh(found / cap) if cap else found
 

@@ -178,19 +178,19 @@ def asset_checksums() -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sparsity_lib.results", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="results to make; none lists them; 'all' makes every one")
+    parser.add_argument("names", nargs="*", help="results to make; none lists them; 'all' makes every one that this machine can")
     parser.add_argument("--from-env", metavar="VARIABLE", default="", help="read further names from this variable")
     options = parser.parse_args(arguments)
     wanted = [*options.names, *os.environ.get(options.from_env, "").split()]
     try:
-        from .experiments import EXPERIMENTS
+        from .experiments import EXPERIMENTS, runnable
 
         there = names()
         if not wanted:
             for name in sorted({*EXPERIMENTS, *there}):
                 print(f"{'have   ' if name in there else 'missing'} {name}")
             return 0
-        chosen = list(EXPERIMENTS) if wanted == ["all"] else wanted
+        chosen = runnable() if wanted == ["all"] else wanted
         for name in chosen:
             if name not in EXPERIMENTS:
                 raise unknown("result", name, EXPERIMENTS)

@@ -49,6 +49,12 @@ def test_dense_logits_are_the_models_own(family, prompt):
     assert forced(model, None, ids, Decoder(model, capacity=24), prompt) < 1e-5
 
 
+@pytest.mark.parametrize("head_dim", [6, 64, 128, 256])
+def test_heads_of_every_size_attend_alike(head_dim):
+    model, ids = uneven("qwen3", head_dim=head_dim), tokens(1, 40)
+    assert forced(model, None, ids, Decoder(model, capacity=40), prompt=3) < 1e-5
+
+
 def test_a_bfloat16_model_comes_close():
     for family in ("llama", "gemma3"):
         model, ids = tiny(family, dtype=torch.bfloat16), tokens(1, 16)

@@ -14,7 +14,8 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from sparsity_lib.errors import SparsityError
-from sparsity_lib.evaluate import bench_forward, bench_trie
+from sparsity_lib.evaluate import bench_attention, bench_forward, bench_trie
+from sparsity_lib.evaluate.bench_attention import attend, attending, blocks
 from sparsity_lib.evaluate.bench_trie import ancestor_mask, batches, cut, pack_sequences, shared_prefixes
 from sparsity_lib.evaluate.prefix_lm import PrefixLM
 
@@ -42,6 +43,8 @@ CONFIGS = {
         vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3, bos_token_id=1, eos_token_id=1
     ),
 }
+#: Those whose attention transformers looks up by name; Gemma 2 caps its scores, Falcon does as it pleases.
+BY_BLOCKS = ("llama", "gemma3", "mistral, sliding", "mixtral", "qwen2", "gpt2")
 
 
 def model_of(name: str) -> torch.nn.Module:
@@ -103,7 +106,7 @@ def test_cuts_are_the_cheapest(sequences):
     def cost(cuts: list[tuple[int, int]]) -> float:
         sizes = [lengths[a] + (lengths - shared)[a + 1 : b].sum() for a, b in cuts]
         fits = all(size <= limit or b - a == 1 for size, (a, b) in zip(sizes, cuts, strict=True))
-        return sum(n + n * n / bench_trie.ATTENTION_EQUALS_LINEAR + bench_trie.PACK_OVERHEAD for n in sizes) if fits else np.inf
+        return sum(n + n * n / bench_trie.WHOLE_PACK + bench_trie.PACK_OVERHEAD for n in sizes) if fits else np.inf
 
     every = []
     for inner in itertools.product([False, True], repeat=len(ordered) - 1):
@@ -114,9 +117,58 @@ def test_cuts_are_the_cheapest(sequences):
 
 def test_batches_hold_every_pack_within_the_limit():
     packs = pack_sequences([(i, *range(i % 7)) for i in range(40)], 4)
-    groups = batches(packs, 20)
-    assert sum(map(len, groups)) == len(packs)
-    assert all(len(group) * max(map(len, group)) <= 20 for group in groups)
+    for padded in (True, False):
+        groups = batches(packs, 20, padded)
+        assert sum(map(len, groups)) == len(packs)
+        assert all((len(group) * max(map(len, group)) if padded else sum(map(len, group))) <= 20 for group in groups)
+    assert len(groups) < len(batches(packs, 20)), "what is not padded takes fewer passes"
+    assert [len(group) for group in batches(packs, 1, padded=False)] == [1] * len(packs), "a longer pack has its own pass"
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEQUENCES, st.integers(1, 9), st.sampled_from([None, 1, 3]), st.integers(1, 40))
+def test_blocks_attend_to_what_the_mask_of_the_whole_pack_shows(sequences, size, window, limit):
+    packs = pack_sequences(sequences, limit)
+    nodes = sum(map(len, packs))
+    wanted, place = torch.zeros(nodes, nodes, dtype=torch.bool), 0
+    for pack in packs:
+        visible = ancestor_mask(pack, len(pack))
+        back = torch.from_numpy(pack.positions[:, None] - pack.positions)
+        wanted[place : place + len(pack), place : place + len(pack)] = visible & (back < (window or nodes))
+        place += len(pack)
+    seen = torch.zeros_like(wanted)
+    for block in blocks(packs, torch.float32, window, size):
+        assert 0 < block.stop - block.start <= size
+        rows = torch.zeros(block.stop - block.start, nodes, dtype=torch.bool)
+        rows[:, block.keys] = block.mask[0, 0] == 0
+        assert rows[:, block.keys].any(0).all(), "a key that no query sees"
+        assert not seen[block.start : block.stop].any(), "queries twice"
+        seen[block.start : block.stop] = rows
+    assert torch.equal(seen, wanted)
+
+
+@pytest.mark.parametrize("shared", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_by_blocks_is_attention(shared, dtype):
+    generator = torch.Generator().manual_seed(0)
+    packs = pack_sequences([(0, *range(i), i, 7) for i in range(9)] + [(9, 8), (9, 7)], 15)
+    assert len(packs) > 1
+    nodes = sum(map(len, packs))
+    query, key = (torch.randn(1, heads, nodes, 8, generator=generator).to(dtype) for heads in (2 * shared, 2))
+    value = torch.randn(1, 2, nodes, 4, generator=generator).to(dtype)  # values may be narrower than keys
+    config = CONFIGS["llama"]()
+    with attending(config, [[], blocks(packs, dtype, size=4)]) as (_, mask):
+        found, _ = attend(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+        assert config._attn_implementation == bench_attention.NAME
+    assert config._attn_implementation != bench_attention.NAME
+    visible = torch.block_diag(*(ancestor_mask(pack, len(pack)).float() for pack in packs)).bool()
+    keys, values = (x.double().repeat_interleave(shared, 1) for x in (key, value))
+    scores = (0.3 * query.double() @ keys.transpose(2, 3)).masked_fill(~visible, -torch.inf)
+    exact = (scores.softmax(-1) @ values).transpose(1, 2)
+    tolerance = 8 * torch.finfo(dtype).eps  # probabilities and values of about 1 are rounded, and so is the result
+    torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)
+    with attending(config, [[]]) as (mask,), pytest.raises(SparsityError, match="softcap"):
+        attend(torch.nn.Module(), query, key, value, mask, softcap=5.0)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -125,6 +177,7 @@ def test_agrees_with_hflm_on_every_family(name, bos):
     model, tokenizer = model_of(name), letters(bos)
     lm = PrefixLM(model, tokenizer, max_length=40, pack_tokens=64, batch_tokens=128)
     assert lm.packed, lm.why_not_packed
+    assert lm.by_blocks == (name in BY_BLOCKS), "attention that blocks do not know must be read whole, all other by blocks"
     theirs = HFLM(model, tokenizer=letters(bos), max_length=40, batch_size=3).loglikelihood(instances(PAIRS))
     agree(lm.loglikelihood(instances(PAIRS)), theirs, 1e-4)
 
@@ -134,7 +187,7 @@ def test_an_eager_model_with_logits_in_small_chunks_is_packed_too(monkeypatch):
     model = model_of("llama")
     model.set_attn_implementation("eager")
     lm = PrefixLM(model, letters(True))
-    assert lm.packed
+    assert lm.packed and not lm.by_blocks
     plain = PrefixLM(model, letters(True), packed=False)
     agree(lm.loglikelihood(instances(PAIRS)), plain.loglikelihood(instances(PAIRS)), 1e-4)
 

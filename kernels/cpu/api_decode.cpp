@@ -62,7 +62,7 @@ void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
     b.products = c.take<float>(m.neurons);
     b.ffn = c.take<float>(m.hidden);
     b.rotated = c.take<float>(n);
-    for (float*& each : b.partial) each = c.take<float>(SHARES * NARROW);
+    for (float*& each : b.partial) each = c.take<float>(SHARES * SHARED_SUMS);
 }
 
 }  // namespace
@@ -76,7 +76,7 @@ EXPORT void sparsity_decode_sizes(int64_t* out) {
 // Whether the structure is sound; asked once, when a decoder is made.
 EXPORT int sparsity_decoder_check(const Decoder* model) { return kernels && model && good(*model) ? OK : BAD_ARGUMENT; }
 
-// Logits after `token` at `position`, whose keys and values are written to the cache. `bytes` counts weights read.
+// Logits after `token` at `position`, whose keys and values are written to the cache. `bytes` counts what is read of weights and cache.
 EXPORT int sparsity_decode(const Decoder* model, int64_t token, int64_t position, float* logits, double* bytes, int threads) {
     if (!kernels || !model || !logits || token < 0 || token >= model->vocabulary || position < 0 || position >= model->capacity)
         return BAD_ARGUMENT;

@@ -42,7 +42,7 @@ struct DecodeStep {
     // Shared between threads.
     float *qkv, *attention, *out, *gates, *products, *ffn, *rotated;
     float* partial[2];  // parts of products whose rows are divided (shares.h), in turn
-    double* bytes;  // of weights read, added up (may be null)
+    double* bytes;  // of weights and cache read, added up (may be null)
     Scratch* scratch;
     float** residual;  // one [hidden] a thread
     float** scores;    // one [capacity] a thread

@@ -8,11 +8,14 @@ constexpr int ROWS_MORE = 16;  // and writes indices in whole vectors
 
 // Parts into which the rows of a narrow matrix are divided, whatever the number of threads or tokens: the order of a sum must
 // not depend on them (shares.h).
-constexpr int SHARES = 16;
-constexpr int64_t NARROW = 4096;  // the most outputs of such a matrix
-static inline bool in_shares(const Weight& w) { return w.padded <= NARROW; }
-// Whether threads divide rows among them, and not outputs: with few tokens, whose sums then fit the caches.
-static inline bool by_rows(const Weight& w, int tokens) { return w.padded * tokens <= NARROW; }
+constexpr int SHARES = 8;
+constexpr int64_t NARROW = 2048;       // bytes of the longest row of such a matrix
+constexpr int64_t SHARED_SUMS = 4096;  // outputs, times tokens, up to which threads divide its rows and not its outputs
+static inline bool in_shares(const Weight& w) {
+    const int64_t bits[] = {32, 16, 8, 4};
+    return w.padded * bits[w.format] <= 8 * NARROW;
+}
+static inline bool by_rows(const Weight& w, int tokens) { return in_shares(w) && w.padded * tokens <= SHARED_SUMS; }
 
 // One thread's buffers. n: the widest input of the call.
 struct Scratch {

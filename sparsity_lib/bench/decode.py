@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from statistics import median
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import torch
 
 from sparsity_lib.assets.models import load_model
+from sparsity_lib.bench import baselines, llama
 from sparsity_lib.bench.timing import ReadBandwidth, interleaved
-from sparsity_lib.decode import Decoder, RandomSource
+from sparsity_lib.decode import Decoder, ModelSource, RandomSource
 from sparsity_lib.decode.rules import Choice
 
 REAL = ("smollm2-135m-instruct", "gemma3-270m")
@@ -22,6 +22,8 @@ SHAPES = {
     "Llama-3.2-3B": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
                      "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256},
 }
+#: Models of which memory does not hold a copy for each engine.
+LARGE = ("Llama-3.2-3B",)
 PROMPTS = (256, 512, 1024, 2048)
 TOKENS = 24
 #: Name -> densities by site, imposed by rank so that they hold exactly.
@@ -40,10 +42,12 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
         for setting, densities in SETTINGS.items():
             params = {"model": name, "densities": densities, "prompts": PROMPTS, "tokens": TOKENS}
             data.setdefault(name, {})[setting] = checkpoint.item(params, partial(measure, name, densities))
-        if name in REAL:
-            data[name]["HF eager"] = checkpoint.item({"model": name, "engine": "eager", "prompts": PROMPTS}, partial(eager, name))
+        sets = baselines.APART if name in LARGE else baselines.TOGETHER
+        params = {"model": name, "engines": sets, "densities": baselines.DENSITIES, "prompts": PROMPTS, "tokens": TOKENS}
+        data[name]["baselines"] = checkpoint.item({**params, "llama.cpp": llama.version()}, partial(against, name, sets))
         print(table(name, data[name]), flush=True)
-    return data, {"settings": SETTINGS, "prompts": PROMPTS, "tokens": TOKENS, "threads": torch.get_num_threads()}, [0]
+    params = {"settings": SETTINGS, "prompts": PROMPTS, "tokens": TOKENS, "threads": torch.get_num_threads()}
+    return data, {**params, "llama.cpp": llama.version()}, [0]
 
 
 def measure(name: str, densities: dict[str, float]) -> dict[str, Any]:
@@ -67,47 +71,41 @@ def measure(name: str, densities: dict[str, float]) -> dict[str, Any]:
         found["prompts"][str(prompt)] = {
             **{kind: times[kind].median for kind in decoders}, "bandwidth": bandwidth.bytes / times["read"].median,
             "ratio": median(a / b for a, b in zip(times["dense"].seconds, times["sparse"].seconds, strict=True)),
+            "bytes": {kind: decoder.bytes_read for kind, decoder in decoders.items()},  # of weights and cache
         }
-    found["bytes"] = {kind: decoder.bytes_read for kind, decoder in decoders.items()}
     return found
 
 
-def _source(name: str):
+def against(name: str, sets: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
+    """Our decoders and everyone else's in the same rounds (see `baselines.measure`)."""
+    config = _config(name) if name in SHAPES else None
+    return baselines.measure(_source(name), name, PROMPTS, TOKENS, config=config, sets=sets)
+
+
+def _source(name: str) -> ModelSource:
     if name in REAL:
         model, _ = load_model(name, dtype=torch.bfloat16)
-        return model
+        return ModelSource(model)
+    return RandomSource(_config(name))
+
+
+def _config(name: str):
     from transformers import LlamaConfig
 
-    return RandomSource(LlamaConfig(**SHAPES[name], rope_theta=500000.0, tie_word_embeddings=True))
-
-
-@torch.inference_mode()
-def eager(name: str) -> dict[str, Any]:
-    """Seconds a token of Hugging Face's own forward in bfloat16."""
-    model, _ = load_model(name, dtype=torch.bfloat16)
-    found: dict[str, Any] = {"prompts": {}}
-    for prompt in PROMPTS:
-        cache = model(input_ids=torch.full((1, prompt), 100), use_cache=True, logits_to_keep=1).past_key_values
-        seconds = []
-        for token in range(12):
-            start = time.perf_counter()
-            cache = model(input_ids=torch.tensor([[100 + token]]), past_key_values=cache, use_cache=True).past_key_values
-            seconds.append(time.perf_counter() - start)
-        found["prompts"][str(prompt)] = median(seconds[3:])
-    return found
+    return LlamaConfig(**SHAPES[name], rope_theta=500000.0, tie_word_embeddings=True)
 
 
 def table(name: str, found: dict[str, Any]) -> str:
     """The figures of one model as text: tokens a second, speed-up over our dense, and what the bytes predict."""
     lines = [f"{name}: tokens per second after prompts of {', '.join(map(str, PROMPTS))} tokens"]
-    for setting, each in found.items():
-        if "bytes" not in each:
-            lines.append(f"  {setting:12} " + "  ".join(f"{1 / seconds:7.1f}" for seconds in each["prompts"].values()))
-            continue
+    for setting in SETTINGS:
+        each = found[setting]
         rates = "  ".join(f"{1 / p['sparse']:7.1f}" for p in each["prompts"].values())
         ratios = ", ".join(f"{p['ratio']:.2f}" for p in each["prompts"].values())
-        predicted = each["bytes"]["dense"] / each["bytes"]["sparse"]
-        share = median(each["bytes"]["sparse"] / p["sparse"] / p["bandwidth"] for p in each["prompts"].values())
-        lines.append(f"  {setting:12} {rates}   {ratios} x dense in the same rounds; bytes predict {predicted:.2f} x; "
+        predicted = ", ".join(f"{p['bytes']['dense'] / p['bytes']['sparse']:.2f}" for p in each["prompts"].values())
+        share = median(p["bytes"]["sparse"] / p["sparse"] / p["bandwidth"] for p in each["prompts"].values())
+        lines.append(f"  {setting:12} {rates}   {ratios} x dense in the same rounds; bytes predict {predicted}; "
                      f"{100 * share:.0f}% of bandwidth")
+    if "baselines" in found:
+        lines.append(baselines.table(name, found["baselines"]))
     return "\n".join(lines)

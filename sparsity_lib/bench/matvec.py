@@ -1,4 +1,4 @@
-"""Input-sparse matrix-vector products against torch's dense ones: speed-up, and share of the memory's read bandwidth."""
+"""Input-sparse matrix-vector products against torch's and llama.cpp's dense ones: speed-up, and share of read bandwidth."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsity_lib import ops
+from sparsity_lib.bench import ggml, llama
 from sparsity_lib.bench.timing import Case, ReadBandwidth, interleaved
 
 SHAPES = ((14336, 4096), (4096, 14336))
@@ -25,10 +26,11 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
     for format in FORMATS:
         for outputs, inputs in SHAPES:
             params = {"format": format, "outputs": outputs, "inputs": inputs, "sparsities": SPARSITIES, "rounds": ROUNDS}
-            found = checkpoint.item(params, lambda p=params: measure(**p))
+            found = checkpoint.item({**params, "llama.cpp": llama.version()}, lambda p=params: measure(**p))
             data[f"{format} {outputs} x {inputs}"] = found
             print(table(f"{format} {outputs} x {inputs}", found), flush=True)
-    return data, {"shapes": SHAPES, "sparsities": SPARSITIES, "rounds": ROUNDS, "threads": torch.get_num_threads()}, [0]
+    params = {"shapes": SHAPES, "sparsities": SPARSITIES, "rounds": ROUNDS, "threads": torch.get_num_threads()}
+    return data, {**params, "llama.cpp": llama.version()}, [0]
 
 
 def measure(format: str, outputs: int, inputs: int, sparsities, rounds: int) -> dict[str, Any]:
@@ -40,7 +42,8 @@ def measure(format: str, outputs: int, inputs: int, sparsities, rounds: int) -> 
     packed = [ops.pack(w, "inputs", format) for w in weights]
     rows = [ops.pack(w, "outputs", format) for w in weights]
     bandwidth = ReadBandwidth()
-    cases: dict[str, Case] = {f"torch {name}": case for name, case in dense_cases(format, weights, x).items()}
+    dense = dense_cases(format, weights, x)
+    cases: dict[str, Case] = dict(dense)
     cases["ours dense"] = lambda turn: ops.linear(x, rows[turn % len(rows)])
     score = x.float().abs().flatten()
     for s in sparsities:
@@ -49,7 +52,7 @@ def measure(format: str, outputs: int, inputs: int, sparsities, rounds: int) -> 
     cases["read"] = bandwidth
     times = interleaved(cases, rounds, desc=f"{format} {outputs} x {inputs}")
     del weights
-    best = min((t.median, n) for n, t in times.items() if n.startswith("torch"))
+    best = min((t.median, n) for n, t in times.items() if n in dense)
     speed = bandwidth.bytes / times["read"].median
     points = []
     for s in sparsities:
@@ -62,6 +65,15 @@ def measure(format: str, outputs: int, inputs: int, sparsities, rounds: int) -> 
 
 
 def dense_cases(format: str, weights: list[Tensor], x: Tensor) -> dict[str, Case]:
+    """The dense products that torch has for a format, and llama.cpp where it is installed, each as a case."""
+    cases = {f"torch {name}": case for name, case in torch_cases(format, weights, x).items()}
+    if ggml.available():
+        products = [ggml.Product(w, format, x) for w in weights]
+        cases[f"llama.cpp {ggml.TYPES[format].name}, {products[0].layout}"] = lambda turn: products[turn % len(products)]()
+    return cases
+
+
+def torch_cases(format: str, weights: list[Tensor], x: Tensor) -> dict[str, Case]:
     """The dense products that torch has for a format, each as a case."""
     n = len(weights)
     if format in ("bfloat16", "float32"):

@@ -15,6 +15,8 @@ from sparsity_lib.ops import library, memory
 from sparsity_lib.progress import track
 
 Case = Callable[[int], object]
+#: Megabytes read before each case: more than the caches of most machines hold.
+SWEEP = 128
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,15 @@ class Times:
 def interleaved(cases: Mapping[str, Case], rounds: int = 21, warmup: int = 2, desc: str = "timing") -> dict[str, Times]:
     """Run every case once a round, in turn, so that what disturbs the machine disturbs all of them alike.
 
-    A case is called with the number of its round, by which it may choose among copies of a weight: what a cache holds from
-    the round before must not be what is timed.
+    Before each, untimed, the caches are swept by reading something else: masks of different sparsities share rows, and what
+    the case before has left in a cache must not be what is timed. A case is called with the number of its round.
     """
     found: dict[str, list[float]] = {name: [] for name in cases}
+    sweep = ReadBandwidth(SWEEP)
     with torch.inference_mode():
         for turn in track(range(-warmup, rounds), desc=desc, unit="round"):
             for name, case in cases.items():
+                sweep(turn)
                 start = time.perf_counter()
                 case(turn % 1024)
                 seconds = time.perf_counter() - start

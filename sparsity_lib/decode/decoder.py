@@ -74,7 +74,7 @@ class Decoder:
         self.architecture, self.plan = self.source.architecture, plan
         self.capacity = count("capacity", capacity)
         self.position = 0
-        #: Bytes of weights read for the last token.
+        #: Bytes of weights and cache read for the last token.
         self.bytes_read = 0.0
         self._format, self._group = format, group
         self._choices = choices if plan is None else self._planned(plan)

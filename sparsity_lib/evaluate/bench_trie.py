@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-#: Length of a pack (tokens) at which attention costs as much as all linear layers; it sets the best size of a pack.
-ATTENTION_EQUALS_LINEAR = 2000
+#: Length of a pack (tokens) at which what grows with its square costs as much as all linear layers; it sets the best size
+#: of a pack. With a mask over the whole pack that is attention; by blocks, only building the blocks and the larger tensors.
+WHOLE_PACK, BY_BLOCKS = 2000, 100_000
 #: Fixed cost of a pack, in tokens: building the mask, padding.
 PACK_OVERHEAD = 8
 
@@ -54,10 +55,10 @@ def shared_prefixes(ordered: Sequence[tuple[int, ...]]) -> np.ndarray:
     return shared
 
 
-def cut(lengths: np.ndarray, shared: np.ndarray, limit: int) -> list[tuple[int, int]]:
+def cut(lengths: np.ndarray, shared: np.ndarray, limit: int, doubling: int = WHOLE_PACK) -> list[tuple[int, int]]:
     """Cut sorted sequences into consecutive packs at the least total cost.
 
-    A pack of N tokens costs N + N^2 / `ATTENTION_EQUALS_LINEAR` + `PACK_OVERHEAD`. Cutting in front of a sequence makes
+    A pack of N tokens costs N + N^2 / `doubling` + `PACK_OVERHEAD`. Cutting in front of a sequence makes
     the next pack repeat the prefix it shares, so long common prompts want long packs and short ones short packs. The best
     cuts are found exactly, by dynamic programming over the positions. Packs hold at most `limit` tokens, or one sequence
     that is longer than that.
@@ -73,7 +74,7 @@ def cut(lengths: np.ndarray, shared: np.ndarray, limit: int) -> list[tuple[int, 
             first += 1
         starts = np.arange(first, stop)
         size = added[stop] - added[starts] + shared[starts]
-        cost = best[starts] + size + size**2 / ATTENTION_EQUALS_LINEAR + PACK_OVERHEAD
+        cost = best[starts] + size + size**2 / doubling + PACK_OVERHEAD
         cost[(size > limit) & (starts < stop - 1)] = np.inf
         choice = int(np.argmin(cost))
         best[stop], start_of[stop] = cost[choice], starts[choice]
@@ -101,8 +102,8 @@ def build_pack(members: Sequence[tuple[int, tuple[int, ...]]], shared: Sequence[
     return Pack(np.asarray(tokens, np.int64), np.asarray(positions, np.int64), paths, tuple(runs))
 
 
-def pack_sequences(sequences: Sequence[tuple[int, ...]], limit: int) -> list[Pack]:
-    """Pack distinct, non-empty token sequences into tries of at most `limit` tokens where that is possible.
+def pack_sequences(sequences: Sequence[tuple[int, ...]], limit: int, doubling: int = WHOLE_PACK) -> list[Pack]:
+    """Pack distinct, non-empty token sequences into tries of at most `limit` tokens where that is possible (see `cut`).
 
     Every sequence is in exactly one pack, under its index in `sequences`.
     """
@@ -111,7 +112,7 @@ def pack_sequences(sequences: Sequence[tuple[int, ...]], limit: int) -> list[Pac
     shared = shared_prefixes(ordered)
     lengths = np.asarray([len(sequence) for sequence in ordered], dtype=np.int64)
     members = list(zip(order, ordered, strict=True))
-    return [build_pack(members[a:b], shared[a:b].tolist()) for a, b in cut(lengths, shared, limit)]
+    return [build_pack(members[a:b], shared[a:b].tolist()) for a, b in cut(lengths, shared, limit, doubling)]
 
 
 def ancestor_mask(pack: Pack, width: int) -> torch.Tensor:
@@ -119,22 +120,31 @@ def ancestor_mask(pack: Pack, width: int) -> torch.Tensor:
 
     Rows past the end of the pack are padding and attend to themselves, as a row without any entry has no softmax.
     """
-    mask = torch.zeros(width, width, dtype=torch.bool)
+    mask = np.zeros((width, width), dtype=bool)
+    longest = max(stop - start for start, stop, _, _ in pack.runs)
+    triangle = np.tri(longest, dtype=bool)
     for start, stop, common, index in pack.runs:
-        if common:
-            mask[start:stop, torch.from_numpy(pack.paths[index][:common])] = True
-        mask[start:stop, start:stop] = torch.ones(stop - start, stop - start, dtype=torch.bool).tril()
-    padding = torch.arange(len(pack), width)
+        if common:  # what the last shared token sees
+            mask[start:stop] = mask[pack.paths[index][common - 1]]
+        mask[start:stop, start:stop] = triangle[: stop - start, : stop - start]
+    padding = np.arange(len(pack), width)
     mask[padding, padding] = True
-    return mask
+    return torch.from_numpy(mask)
 
 
-def batches(packs: Sequence[Pack], tokens: int) -> list[list[Pack]]:
-    """Group packs of similar length into forward passes of at most `tokens` padded tokens, the longest first."""
+def batches(packs: Sequence[Pack], tokens: int, padded: bool = True) -> list[list[Pack]]:
+    """Group packs into forward passes of at most `tokens` tokens, the longest first.
+
+    `padded`: a pack takes as much as the longest of its pass.
+    """
     groups: list[list[Pack]] = []
+    left = 0
     for pack in sorted(packs, key=len, reverse=True):
-        if groups and (len(groups[-1]) + 1) * len(groups[-1][0]) <= tokens:
+        needed = len(groups[-1][0]) if groups and padded else len(pack)
+        if groups and needed <= left:
             groups[-1].append(pack)
         else:
             groups.append([pack])
+            left, needed = tokens, len(pack)
+        left -= needed
     return groups

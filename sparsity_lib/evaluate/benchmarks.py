@@ -46,7 +46,7 @@ def run_benchmarks(
     limit: int | None = None,
     num_fewshot: int | Mapping[str, int] | None = None,
     seed: int = 0,
-    batch_tokens: int = 1024,
+    batch_tokens: int = 4096,
     backend: str = "prefix",
 ) -> BenchmarkResult:
     """Score a model on benchmarks.

@@ -14,7 +14,7 @@ from sparsity_lib.checks import count
 from sparsity_lib.errors import SparsityError, refuse
 from sparsity_lib.evaluate.bench_forward import PackedForward, Query
 from sparsity_lib.evaluate.bench_quiet import quiet_lm_eval
-from sparsity_lib.evaluate.bench_trie import batches, pack_sequences
+from sparsity_lib.evaluate.bench_trie import BY_BLOCKS, WHOLE_PACK, batches, pack_sequences
 from sparsity_lib.progress import bar
 
 if TYPE_CHECKING:
@@ -32,9 +32,13 @@ class PrefixLM(HFLM):
     Requests are tokenised, split and truncated by `HFLM` itself. Their sequences are packed into trees
     (:mod:`~sparsity_lib.evaluate.bench_trie`), each read in one forward pass, and the head is applied only at the
     positions that are asked for. Log-softmax is computed in float32 whatever the model's dtype, where `HFLM` stays in the
-    model's dtype: in bfloat16 the two differ by rounding. Sums run in another order than in `HFLM`, and where sparsity
-    selects by a hard rule such as top-k, rounding now and then swaps two neurons of nearly the same score: on SmolLM2 at
-    half density most log-likelihoods agree to 1e-4, and a few differ by up to some tenths.
+    model's dtype: in bfloat16 the two differ by rounding, by `HFLM`'s own half a nat at a sum of a hundred. Sums run in
+    another order than in `HFLM`, and where sparsity selects by a hard rule such as top-k, rounding now and then swaps two
+    neurons of nearly the same score: on SmolLM2 at half density most log-likelihoods agree to 1e-4, and a few differ by up
+    to some tenths.
+
+    On a processor, models that use transformers' `sdpa` attention read the trees by blocks
+    (:mod:`~sparsity_lib.evaluate.bench_attention`); `by_blocks` tells.
 
     At construction a small self-test compares packed with plain logits. If they differ, if the model cannot be run packed,
     or if it says that its sparsity depends on whole sequences (attribute `sparsity_needs_sequences`), requests go through
@@ -45,9 +49,9 @@ class PrefixLM(HFLM):
     model, tokenizer
         A Hugging Face causal language model and its tokenizer. Neither is changed.
     batch_tokens
-        Tokens of one forward pass, padding included.
+        Tokens of one forward pass, padding included. A longer tree still makes one.
     pack_tokens
-        Most tokens of one tree; a single longer sequence still makes one.
+        Most tokens of one tree; a single longer sequence still makes one. By default 4096 by blocks, 2048 otherwise.
     packed
         `False`: plain `HFLM` throughout.
 
@@ -62,13 +66,14 @@ class PrefixLM(HFLM):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_tokens: int = 1024,
-        pack_tokens: int = 2048,
+        batch_tokens: int = 4096,
+        pack_tokens: int | None = None,
         max_length: int | None = None,
         packed: bool = True,
     ) -> None:
         self.batch_tokens = count("batch_tokens", batch_tokens, 16)
-        self.pack_tokens = count("pack_tokens", pack_tokens, 16)
+        if pack_tokens is not None:
+            count("pack_tokens", pack_tokens, 16)
         if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
             raise refuse("model", type(model).__name__, "a causal language model with a head", "benchmarks score text")
         if tokenizer.pad_token is None:
@@ -76,24 +81,30 @@ class PrefixLM(HFLM):
         with quiet_lm_eval():
             super().__init__(
                 pretrained=model, tokenizer=tokenizer, max_length=max_length, backend="causal",
-                batch_size=max(1, self.batch_tokens // 256),
+                batch_size=min(8, max(1, self.batch_tokens // 256)),
             )
-        self.why_not_packed = "" if not packed else self._reason_against_packing()
+        self.why_not_packed = self._reason_against_packing() if packed else ""
         self.packed = packed and not self.why_not_packed
+        self.by_blocks = self.packed and self.forward.by_blocks
+        self.pack_tokens = pack_tokens or (4096 if self.by_blocks else 2048)
         if self.why_not_packed:
             warnings.warn(f"Benchmarks run unpacked (slower): {self.why_not_packed}", stacklevel=2)
 
     def _reason_against_packing(self) -> str:
         if getattr(self.model, "sparsity_needs_sequences", False):
             return "this model's sparsity depends on whole sequences."
-        try:
-            self.forward = PackedForward(self.model)
-            error, allowed = self_test(self.model, self.forward)
-        except (SparsityError, TypeError, ValueError, RuntimeError, KeyError, IndexError) as failure:
-            return f"{type(self.model).__name__} cannot be run on packed trees ({failure})."
-        if not error <= allowed:
-            return f"packed and plain log-probabilities differ by {error:.2g} where {allowed:.2g} is allowed."
-        return ""
+        reason = ""
+        for by_blocks in (True, False):
+            try:
+                self.forward = PackedForward(self.model, by_blocks)
+                error, allowed = self_test(self.model, self.forward)
+            except (SparsityError, TypeError, ValueError, RuntimeError, KeyError, IndexError) as failure:
+                reason = f"{type(self.model).__name__} cannot be run on packed trees ({failure})."
+                continue
+            if error <= allowed:
+                return ""
+            reason = f"packed and plain log-probabilities differ by {error:.2g} where {allowed:.2g} is allowed."
+        return reason
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood, is greedy) for each request, in order."""
@@ -105,10 +116,10 @@ class PrefixLM(HFLM):
         if not self.packed:
             return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, **options)
         sequences, queries = self._queries(requests)
-        packs = pack_sequences(sequences, self.pack_tokens)
+        packs = pack_sequences(sequences, self.pack_tokens, BY_BLOCKS if self.by_blocks else WHOLE_PACK)
         answers: list[tuple[float, bool]] = [(float("nan"), False)] * len(requests)
         with bar(total=sum(map(len, packs)), desc="Scoring", unit="token", unit_scale=True) as progress:
-            for group in batches(packs, self.batch_tokens):
+            for group in batches(packs, self.batch_tokens, padded=not self.by_blocks):
                 asked = [[query for index in pack.paths for query in queries[index]] for pack in group]
                 for request, logp, greedy in self.forward.score(group, asked):
                     answers[request] = (logp, bool(greedy))
@@ -148,7 +159,7 @@ def self_test(model: PreTrainedModel, forward: PackedForward) -> tuple[float, fl
     (pack,) = pack_sequences([first, second], 4096)
     plain = torch.cat([_log_probabilities(model, [s])[0][8:] for s in (first, second)])
     batched = torch.cat([row[8:] for row in _log_probabilities(model, [first, second])])
-    states = forward.hidden([pack])[0]
+    states = forward.hidden([pack])
     nodes = torch.cat([torch.from_numpy(pack.paths[index][8:]) for index in (0, 1)]).to(states.device)
     packed = forward.logits(states[nodes]).log_softmax(-1)
     (joined,) = _log_probabilities(model, [tuple(ids)])

@@ -1,6 +1,8 @@
 """The full-size runs behind the book's tables and figures, by the name of the file they write to results/."""
 
-from sparsity_lib.bench import decode, glu, matvec
+import torch
+
+from sparsity_lib.bench import batch, calibration, decode, evaluation, glu, gpu, matvec
 from sparsity_lib.experiments import claws_benchmarks, claws_lora, claws_stability, claws_sweep
 
 EXPERIMENTS = {
@@ -10,5 +12,14 @@ EXPERIMENTS = {
     "claws_stability": claws_stability.run,
     "bench/matvec": matvec.run,
     "bench/glu": glu.run,
+    "bench/batch": batch.run,
     "bench/decode": decode.run,
+    "bench/evaluation": evaluation.run,
+    "bench/calibration": calibration.run,
+    "bench/gpu": gpu.run,
 }
+
+
+def runnable() -> list[str]:
+    """The names of those that this machine can run: without a GPU, all but the GPU's measurements."""
+    return [name for name in EXPERIMENTS if name != "bench/gpu" or torch.cuda.is_available()]

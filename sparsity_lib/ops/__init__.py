@@ -4,11 +4,13 @@
     y = input_sparse(x, w, threshold=0.3)              # entries with |x| <= 0.3 cost nothing
 
 CPU: C++ (kernels/cpu), compiled by the install; without a compiler, plain PyTorch and one warning.
+GPU: Triton (ops/gpu); without it, plain PyTorch and one warning.
+
+Layers that read the same x are one launch if their weights are packed as one: pack(torch.cat([q, k, v]), skip="inputs").
 """
 
 from __future__ import annotations
 
-import weakref
 from typing import Literal
 
 import torch
@@ -39,7 +41,7 @@ def input_sparse(
     Parameters
     ----------
     x
-        [..., in] float32 or bfloat16.
+        [..., in] float32, bfloat16, or float16 (which on a CPU plain PyTorch multiplies, slowly).
     weight
         Packed with skip="inputs".
     threshold
@@ -77,10 +79,10 @@ def input_sparse(
     elif stripe_width is not None:
         raise refuse("threshold", threshold, "a tensor [stripes, in] where stripe_width is given")
     rule = (
-        _vector("shift", shift, (weight.inputs,), x), _positive("scale", _vector("scale", scale, (weight.inputs,), x)), each,
+        _vector("shift", shift, (weight.inputs,), x), _positive("scale", scale, (weight.inputs,), x), each,
         0.0 if each is not None or threshold is None else float(threshold), k, stripe_width or 0,
         _vector("bias", bias, (weight.outputs,), x), _union(share))
-    if operators.direct(flat):
+    if operators.direct(flat, weight):
         y = native.input_sparse(flat, weight, *rule)
     else:
         y = torch.ops.sparsity.input_sparse(flat, *_parts(weight), weight.format, weight.group, *rule)
@@ -91,7 +93,7 @@ def linear(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
     """y = W x + b for x [..., in] with W packed by skip="outputs", nothing skipped."""
     flat = _flat(x, weight, "outputs")
     bias = _vector("bias", bias, (weight.outputs,), x)
-    if operators.direct(flat):
+    if operators.direct(flat, weight):
         y = native.linear(flat, weight, bias)
     else:
         y = torch.ops.sparsity.linear(flat, *_parts(weight), weight.format, weight.group, bias)
@@ -110,7 +112,7 @@ def glu(
     Parameters
     ----------
     x
-        [..., in] float32 or bfloat16.
+        [..., in] float32, bfloat16 or float16.
     gate, up, down
         Packed with skip="outputs", "outputs" and "inputs", in one format.
     activation
@@ -137,9 +139,9 @@ def glu(
     neurons = (gate.outputs,)
     rule = (
         _vector("gate_bias", gate_bias, neurons, x), _vector("up_bias", up_bias, neurons, x),
-        _vector("down_bias", down_bias, (down.outputs,), x), _positive("saliency", _vector("saliency", saliency, neurons, x)),
+        _vector("down_bias", down_bias, (down.outputs,), x), _positive("saliency", saliency, neurons, x),
         0.0 if threshold is None else float(threshold), k, ACTIVATIONS[activation], _union(share))
-    if operators.direct(flat):
+    if operators.direct(flat, gate):
         y = native.glu(flat, gate, up, down, *rule)
     else:
         weights = (*_parts(gate), *_parts(up), *_parts(down))
@@ -154,12 +156,12 @@ def _parts(weight: Packed) -> tuple[Tensor, Tensor | None, list[int]]:
 def _flat(x: Tensor, weight: Packed, skip: str) -> Tensor:
     if not isinstance(weight, Packed) or weight.skip != skip:
         raise refuse("weight", getattr(weight, "skip", type(weight).__name__), f"one packed with skip={skip!r}", "see ops.pack")
-    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.bfloat16):
-        raise refuse("dtype of x", getattr(x, "dtype", type(x).__name__), "torch.float32 or torch.bfloat16")
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise refuse("dtype of x", getattr(x, "dtype", type(x).__name__), "torch.float32, torch.bfloat16 or torch.float16")
     if x.dim() < 1 or x.shape[-1] != weight.inputs:
         raise refuse("shape of x", tuple(x.shape), f"[..., {weight.inputs}]")
-    if x.device.type != "cpu":
-        raise refuse("device of x", str(x.device), "the CPU; operators for GPUs are to come")
+    if x.device.type not in ("cpu", "cuda"):
+        raise refuse("device of x", str(x.device), "the CPU or a CUDA device")
     if torch.is_grad_enabled() and x.requires_grad:
         raise SparsityError("The operators have no gradients. Fix: call them under torch.no_grad(), or pass x.detach().")
     if x.device != weight.data.device:
@@ -190,23 +192,17 @@ def _vector(name: str, value: Tensor | None, shape: tuple[int, ...], x: Tensor) 
     return value if value.is_contiguous() and not value.requires_grad else value.detach().contiguous()
 
 
-#: Tensors found to hold no negative number, by id: a weak reference and the version that was looked at.
-_seen: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-
-
-def _positive(name: str, value: Tensor | None) -> Tensor | None:
-    if value is None or torch.compiler.is_compiling():
-        return value
-    version = 0 if value.is_inference() else value._version  # inference tensors do not count their changes
-    known = _seen.get(id(value))
-    if known is not None and known[0]() is value and known[1] == version and not value.is_inference():
-        return value
-    if bool((value < 0).any()):
-        raise refuse(name, float(value.min()), "numbers of at least 0")
-    if len(_seen) > 1 << 14:
-        _seen.clear()
-    _seen[id(value)] = weakref.ref(value), version
-    return value
+def _positive(name: str, value: Tensor | None, shape: tuple[int, ...], x: Tensor) -> Tensor | None:
+    """`_vector` of numbers of at least 0. Each state of a tensor is looked at once: on a GPU, looking makes the host wait."""
+    found = _vector(name, value, shape, x)
+    if found is None or torch.compiler.is_compiling():
+        return found
+    state = (value.data_ptr(), None if value.is_inference() else value._version)  # inference tensors do not count changes
+    if getattr(value, "_found_positive", None) != state or value.is_inference() and not value.is_cuda:
+        if bool((found < 0).any()):
+            raise refuse(name, float(found.min()), "numbers of at least 0")
+        value._found_positive = state
+    return found
 
 
 def _union(share: str) -> bool:

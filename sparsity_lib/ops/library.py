@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparsity_lib.errors import SparsityError, unknown
+from sparsity_lib.errors import SparsityError, refuse, unknown
 from sparsity_lib.ops.packed import FORMATS, Packed
 
 #: Environment variable that holds an instruction set to use instead of the processor's best, or "off".
 SWITCH = "SPARSITY_ISA"
 ISAS = ("avx512", "avx2", "baseline")
-_FLOATS = {torch.float32: 0, torch.bfloat16: 1}
+#: Dtypes of vectors that the library knows, with its numbers.
+FLOATS = {torch.float32: 0, torch.bfloat16: 1}
 _STATUS = {1: "refused its arguments", 2: "found no memory for its buffers"}
 
 
@@ -106,12 +107,21 @@ def check(status: int, what: str) -> None:
 
 
 def weight_of(packed: Packed) -> Weight:
-    """The structure for a packed weight, which must outlive it; made once for each."""
+    """The structure for a packed weight, which must outlive it; made once for each.
+
+    Raises
+    ------
+    SparsityError
+        For a format that C++ does not know.
+    """
     known = packed.__dict__.get("_structure")
     if known is not None:
         return known
     scales = None if packed.scales is None else packed.scales.data_ptr()
     number = FORMATS[packed.format][0]
+    if number is None:
+        formats = ", ".join(name for name, (each, *_) in FORMATS.items() if each is not None)
+        raise refuse("format", packed.format, f"one that the compiled library knows: {formats}")
     found = Weight(packed.data.data_ptr(), scales, packed.rows, packed.cols, packed.padded, packed.stride, number, packed.group)
     packed.__dict__["_structure"] = found  # the dataclass is frozen, its tensors stay where they are
     return found
@@ -119,7 +129,7 @@ def weight_of(packed: Packed) -> Weight:
 
 def vectors_of(x: Tensor) -> Vectors:
     """The structure for a batch [tokens, width] whose last axis is contiguous."""
-    return Vectors(x.data_ptr(), x.stride(0), _FLOATS[x.dtype], len(x))
+    return Vectors(x.data_ptr(), x.stride(0), FLOATS[x.dtype], len(x))
 
 
 def address(tensor: Tensor | None) -> int | None:

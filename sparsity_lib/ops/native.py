@@ -7,14 +7,15 @@ import ctypes
 import torch
 from torch import Tensor
 
-from sparsity_lib.ops import library
-from sparsity_lib.ops.packed import Packed
+from sparsity_lib.ops import gpu, library
+from sparsity_lib.ops.packed import FORMATS, Packed
 from sparsity_lib.ops.reference import BATCH
 
 
-def can(x: Tensor) -> bool:
-    """Whether x is on the CPU and there is a compiled library for it."""
-    return x.device.type == "cpu" and library.load() is not None
+def can(x: Tensor, weight: Packed) -> bool:
+    """Whether the compiled library computes this: tensors on the CPU, of dtypes that it knows, and no interpreter asked for."""
+    known = x.device.type == "cpu" and x.dtype in library.FLOATS and FORMATS[weight.format][0] is not None
+    return known and gpu.load("cpu") is None and library.load() is not None
 
 
 def input_sparse(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from sparsity_lib.ops import native, reference
+from sparsity_lib.ops import gpu, native, reference
 from sparsity_lib.ops.packed import Packed
 
 _NAMES = {number: name for name, number in reference.ACTIVATIONS.items()}
@@ -32,20 +34,34 @@ def _packed(data: Tensor, scales: Tensor | None, shape: Sequence[int], format: s
     return Packed(data, scales, rows, cols, padded, format, group, skip)
 
 
+def _other(x: Tensor) -> ModuleType:
+    """Who computes what the C++ library does not: Triton, or plain PyTorch."""
+    return gpu.load(x.device.type) or reference
+
+
+def _whole(packed: Packed) -> Packed:
+    """The same weight in one piece, which Triton asks for (`packed.pair` takes rows apart, for CPUs)."""
+    return packed if packed.data.is_contiguous() else replace(packed, data=packed.data.contiguous())
+
+
 def _input_sparse(x, weight, weight_scales, weight_shape, format, group, shift, scale, thresholds, threshold, k, stripe_width,
                   bias, union):
     packed = _packed(weight, weight_scales, weight_shape, format, group, "inputs")
-    if native.can(x):
+    if native.can(x, packed):
         return native.input_sparse(x, packed, shift, scale, thresholds, threshold, k, stripe_width, bias, union)
     rule = threshold if thresholds is None else thresholds
-    return reference.input_sparse(
-        x, packed, threshold=None if k >= 0 else rule, k=k if k >= 0 else None, shift=shift, scale=scale,
-        stripe_width=stripe_width or None, bias=bias, union=union)
+    with torch.cuda.device_of(x):
+        return _other(x).input_sparse(
+            x, _whole(packed), threshold=None if k >= 0 else rule, k=k if k >= 0 else None, shift=shift, scale=scale,
+            stripe_width=stripe_width or None, bias=bias, union=union)
 
 
 def _linear(x, weight, weight_scales, weight_shape, format, group, bias):
     packed = _packed(weight, weight_scales, weight_shape, format, group, "outputs")
-    return native.linear(x, packed, bias) if native.can(x) else reference.linear(x, packed, bias)
+    if native.can(x, packed):
+        return native.linear(x, packed, bias)
+    with torch.cuda.device_of(x):
+        return _other(x).linear(x, _whole(packed), bias)
 
 
 def _glu(x, gate, gate_scales, gate_shape, up, up_scales, up_shape, down, down_scales, down_shape, format, group, gate_bias,
@@ -53,15 +69,17 @@ def _glu(x, gate, gate_scales, gate_shape, up, up_scales, up_shape, down, down_s
     gates = _packed(gate, gate_scales, gate_shape, format, group, "outputs")
     ups = _packed(up, up_scales, up_shape, format, group, "outputs")
     downs = _packed(down, down_scales, down_shape, format, group, "inputs")
-    if native.can(x):
+    if native.can(x, gates):
         return native.glu(x, gates, ups, downs, gate_bias, up_bias, down_bias, saliency, threshold, k, activation, union)
-    return reference.glu(
-        x, gates, ups, downs, activation=_NAMES[activation], threshold=None if k >= 0 else threshold, k=k if k >= 0 else None,
-        saliency=saliency, gate_bias=gate_bias, up_bias=up_bias, down_bias=down_bias, union=union)
+    with torch.cuda.device_of(x):
+        return _other(x).glu(
+            x, gates, _whole(ups), _whole(downs), activation=_NAMES[activation], threshold=None if k >= 0 else threshold,
+            k=k if k >= 0 else None, saliency=saliency, gate_bias=gate_bias, up_bias=up_bias, down_bias=down_bias, union=union)
 
 
 for _name, _run in (("input_sparse", _input_sparse), ("linear", _linear), ("glu", _glu)):
-    _registry.impl(_name, _run, "CPU")
+    for _device in ("CPU", "CUDA"):
+        _registry.impl(_name, _run, _device)
 
 
 @torch.library.register_fake("sparsity::input_sparse", lib=_registry)
@@ -79,9 +97,9 @@ def _(x, gate, gate_scales, gate_shape, up, up_scales, up_shape, down, down_scal
     return x.new_empty(x.shape[0], down_shape[1])
 
 
-def direct(x: Tensor) -> bool:
+def direct(x: Tensor, weight: Packed) -> bool:
     """Whether a call may go straight to the compiled library: nobody traces, intercepts or wraps what torch does.
 
     Going through torch's dispatcher costs as much as a small matrix-vector product.
     """
-    return (type(x) is Tensor and not torch.compiler.is_compiling() and not is_in_torch_dispatch_mode() and native.can(x))
+    return (type(x) is Tensor and not torch.compiler.is_compiling() and not is_in_torch_dispatch_mode() and native.can(x, weight))

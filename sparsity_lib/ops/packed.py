@@ -16,7 +16,8 @@ from torch import Tensor
 from sparsity_lib.errors import SparsityError, refuse, unknown
 
 #: Formats by the names of `pack`, with the C++ side's numbers, entries of a 64-byte line, and bits an entry.
-FORMATS = {"float32": (0, 16, 32), "bfloat16": (1, 32, 16), "int8": (2, 64, 8), "int4": (3, 128, 4)}
+#: The C++ side has no float16: there, plain PyTorch multiplies it.
+FORMATS = {"float32": (0, 16, 32), "bfloat16": (1, 32, 16), "int8": (2, 64, 8), "int4": (3, 128, 4), "float16": (None, 32, 16)}
 SKIPS = ("inputs", "outputs")
 GROUPS = (32, 128)
 
@@ -25,7 +26,7 @@ GROUPS = (32, 128)
 class Packed:
     """A packed weight matrix; make it with `pack`.
 
-    data: [rows, padded] float32, bfloat16 or int8, or [rows, padded / 8] int32 of eight nibbles each; rows may lie
+    data: [rows, padded] float32, bfloat16, float16 or int8, or [rows, padded / 8] int32 of eight nibbles each; rows may lie
     further apart than they are long (see `pair`).
     scales: int8 [out], one an output; int4 [rows, padded / group] bfloat16, one for `group` entries along a row.
     """
@@ -96,15 +97,15 @@ def pack(weight: Tensor, skip: str, format: str | None = None, group: int = 32) 
     skip
         What will be skipped: "inputs" or "outputs" (see the module).
     format
-        "float32", "bfloat16", "int8" (symmetric, one scale an output) or "int4" (symmetric, -8 to 7, one bfloat16 scale
-        for `group` entries along the stored rows); by default the weight's own.
+        "float32", "bfloat16", "float16", "int8" (symmetric, one scale an output) or "int4" (symmetric, -8 to 7, one
+        bfloat16 scale for `group` entries along the stored rows); by default the weight's own.
     group
         32 or 128 entries a scale, int4 only.
 
     Raises
     ------
     SparsityError
-        If the weight is no finite matrix, or a name or number is none of the above.
+        If the weight is no finite matrix, too large for the format, or a name or number is none of the above.
     """
     format = str(weight.dtype).removeprefix("torch.") if format is None else format
     if format not in FORMATS:
@@ -122,9 +123,11 @@ def pack(weight: Tensor, skip: str, format: str | None = None, group: int = 32) 
     rows, cols = stored.shape
     padded = -(-cols // line) * line
     shape = {"rows": rows, "cols": cols, "padded": padded, "format": format, "group": group, "skip": skip}
-    if format in ("float32", "bfloat16"):
+    if format in ("float32", "bfloat16", "float16"):
         data = _buffer((rows, padded), getattr(torch, format), weight.device)
         data[:, :cols] = stored
+        if data.dtype != weight.dtype and not data.isfinite().all():
+            raise refuse("weight", float(weight.abs().max()), f"numbers that {format} can hold", "choose another format")
         return Packed(data, None, **shape)
     if format == "int8":
         scales = (weight.detach().float().abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,0 +1,165 @@
+"""The operators on a GPU: which kernels run, on which grids, with which block sizes.
+
+Every size follows from the shapes alone, nothing is tuned at run time and nothing is added atomically: the same call gives
+the same bits. One token takes another way to its sums than two or more do, so it may round otherwise alone than in a batch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+import triton
+from torch import Tensor
+
+from sparsity_lib.errors import refuse
+from sparsity_lib.ops.gpu import choose, columns, rows
+from sparsity_lib.ops.packed import FORMATS, Packed
+from sparsity_lib.ops.reference import ACTIVATIONS, BATCH
+
+#: Programs that a product is cut into at least, if it is large enough: some for each of a large GPU's 132 processors.
+PROGRAMS = 768
+#: The partial sums of one output at most, and the steps of a split at least.
+SPLITS, STEPS = 32, 4
+#: Entries that `border_kernel` counts at most: its counts have 21 bits, its block a power of two.
+WIDEST = 1 << 20
+
+
+def input_sparse(
+    x: Tensor, weight: Packed, *, threshold: Tensor | float | None, k: int | None, shift: Tensor | None, scale: Tensor | None,
+    stripe_width: int | None, bias: Tensor | None, union: bool,
+) -> Tensor:
+    """reference.input_sparse for x [tokens, in] on a GPU: one launch, or two where few outputs are summed in splits."""
+    x = x.contiguous()
+    out = x.new_empty(len(x), weight.outputs)
+    if not len(x):
+        return out
+    marks = (None, None) if k is None else _borders(x, shift, scale, k)
+    _columns(x, None, weight, out, bias, shift, scale, threshold, marks, stripe_width or 0, union)
+    return out
+
+
+def linear(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
+    """reference.linear for x [tokens, in] on a GPU."""
+    return _linear(x.contiguous(), weight, bias, 0, x.dtype)
+
+
+def glu(
+    x: Tensor, gate: Packed, up: Packed, down: Packed, *, activation: str, threshold: float | None, k: int | None,
+    saliency: Tensor | None, gate_bias: Tensor | None, up_bias: Tensor | None, down_bias: Tensor | None, union: bool,
+) -> Tensor:
+    """reference.glu for x [tokens, in] on a GPU.
+
+    By threshold: gate, mask and up in one launch, then down. By rank: gate, border, mask and up, down.
+    """
+    x = x.contiguous()
+    out = x.new_empty(len(x), down.outputs)
+    if not len(x):
+        return out
+    tokens, neurons = len(x), gate.rows
+    h = torch.empty(tokens, neurons, device=x.device)
+    marks: tuple[Tensor | None, Tensor | None] = (None, None)
+    if k is None:
+        g = torch.empty_like(h)
+    else:
+        g = _linear(x, gate, gate_bias, ACTIVATIONS[activation], torch.float32)
+        marks = _borders(g, None, saliency, k)
+    batch, native = _batch(tokens), _native(x, gate)
+    size, width, warps = _row_blocks(gate, batch, native)
+    rows.up_kernel[(triton.cdiv(neurons, size), triton.cdiv(tokens, batch))](
+        x, gate.data, gate.scales, gate_bias, up.data, up.scales, up_bias, saliency, *marks, g, h,
+        tokens, neurons, gate.cols, gate.padded, _float32(threshold), GATE=k is None, ACTIVATION=ACTIVATIONS[activation],
+        GROUP=_group(gate), RULE=(choose.SCALAR if k is None else choose.RANK).value, UNION=union, NATIVE=native,
+        BATCH=batch, ROWS=size, COLS=width, num_warps=warps)
+    _columns(g, h, down, out, down_bias, None, saliency, threshold, marks, 0, union)
+    return out
+
+
+def _linear(x: Tensor, weight: Packed, bias: Tensor | None, activation: int, dtype: torch.dtype) -> Tensor:
+    out = x.new_empty(len(x), weight.rows, dtype=dtype)
+    if not len(x):
+        return out
+    batch, native = _batch(len(x)), _native(x, weight)
+    size, width, warps = _row_blocks(weight, batch, native)
+    rows.linear_kernel[(triton.cdiv(weight.rows, size), triton.cdiv(len(x), batch))](
+        x, weight.data, weight.scales, bias, out, len(x), weight.rows, weight.cols, weight.padded, ACTIVATION=activation,
+        GROUP=_group(weight), NATIVE=native, BATCH=batch, ROWS=size, COLS=width, num_warps=warps)
+    return out
+
+
+def _borders(x: Tensor, shift: Tensor | None, scale: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """Of each token: the k-th largest key, and the last index kept among those equal to it."""
+    tokens, width = x.shape
+    if width > WIDEST:
+        raise refuse("width with k=", width, f"at most {WIDEST} entries on a GPU", "choose by threshold")
+    border, last = (torch.empty(tokens, dtype=torch.int32, device=x.device) for _ in range(2))
+    block = max(128, triton.next_power_of_2(width))
+    choose.border_kernel[(tokens,)](
+        x, shift, scale, border, last, width, k, BLOCK=block, num_warps=min(32, block // 128))
+    return border, last
+
+
+def _columns(
+    x: Tensor, values: Tensor | None, weight: Packed, out: Tensor, bias: Tensor | None, shift: Tensor | None,
+    scale: Tensor | None, threshold: Tensor | float | None, marks: tuple[Tensor | None, Tensor | None], stripe_width: int,
+    union: bool,
+) -> None:
+    """The product with a weight packed by skip="inputs" into `out`; x gives the scores, and the values too if there are none."""
+    tokens, batch = len(x), _batch(len(x))
+    native = values is None and shift is None and _native(x, weight)
+    size, width, warps = _column_blocks(weight, batch, native, stripe_width)
+    blocks, steps = triton.cdiv(weight.cols, width), triton.cdiv(weight.rows, size)
+    batches = triton.cdiv(tokens, batch)
+    splits = max(1, min(triton.cdiv(PROGRAMS, blocks * batches), SPLITS, steps // STEPS))
+    each_steps = triton.cdiv(steps, splits)
+    splits = triton.cdiv(steps, each_steps)
+    each = threshold if isinstance(threshold, Tensor) else None
+    rule = choose.RANK if marks[0] is not None else choose.SCALAR if each is None else choose.EACH
+    target = out if splits == 1 else torch.empty(splits, tokens, weight.cols, device=x.device)
+    columns.columns_kernel[(blocks, splits, batches)](
+        x, values, weight.data, weight.scales, bias, shift, scale, each, *marks, target, tokens, weight.rows, weight.cols,
+        weight.padded, _float32(None if each is not None else threshold), stripe_width, each_steps, GROUP=_group(weight),
+        RULE=rule.value, UNION=union, NATIVE=native, SPLIT=splits > 1, BATCH=batch, ROWS=size, COLS=width, num_warps=warps)
+    if splits > 1:
+        block = 64 if tokens == 1 else 256
+        columns.reduce_kernel[(triton.cdiv(out.numel(), block),)](
+            target, weight.scales, bias, out, splits, out.numel(), weight.cols, GROUP=_group(weight),
+            SPLITS=triton.next_power_of_2(splits), BLOCK=block, num_warps=4)
+
+
+def _batch(tokens: int) -> int:
+    return min(BATCH, triton.next_power_of_2(tokens))
+
+
+def _group(weight: Packed) -> int:
+    return weight.group if weight.format == "int4" else 0
+
+
+def _float32(threshold: float | None) -> float:
+    """A threshold as the kernels take it: beyond float32's range it is infinite."""
+    return ctypes.c_float(0.0 if threshold is None else threshold).value
+
+
+def _native(x: Tensor, weight: Packed) -> bool:
+    """Whether the tensor cores' 16-bit products of x and the weight are exact."""
+    if x.dtype == torch.bfloat16 and triton.knobs.runtime.interpret:
+        return False  # the interpreter multiplies bfloat16's bit patterns as if they were numbers
+    exact = (str(x.dtype).removeprefix("torch."), "int8")
+    return x.dtype != torch.float32 and weight.format in exact
+
+
+def _column_blocks(weight: Packed, batch: int, native: bool, stripe_width: int) -> tuple[int, int, int]:
+    """Inputs and outputs of a block, warps. A stripe holds whole blocks."""
+    wide = 256 if FORMATS[weight.format][2] <= 8 and not stripe_width else 128
+    if batch == 1:
+        return (16 if weight.format == "int4" else 32), wide, 4
+    return (64, 128, 4) if native else (16, 128, 4)
+
+
+def _row_blocks(weight: Packed, batch: int, native: bool) -> tuple[int, int, int]:
+    """Outputs and inputs of a block, warps: a thread reads 16 bytes at a time."""
+    if batch == 1:
+        return (8 if weight.rows >= 8 * PROGRAMS else 4), 512, 4
+    if native:
+        return 16, 128, 4
+    return 16, min(128, 1024 // FORMATS[weight.format][2]), 4

@@ -1,0 +1,77 @@
+"""What no interpreter shows: the kernels compile for GPUs, to vector loads and without atomics. Needs no GPU.
+
+test_ops_gpu.py runs this file in a process of its own: a launch is caught here, and compiled instead of run.
+"""
+
+import re
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from sparsity_lib import ops
+from sparsity_lib.ops.gpu import launch
+
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int8: "*i8", torch.int32: "*i32"}
+WIDTH, NEURONS = 64, 2048
+
+
+def compile_for(kernel, arguments, capability):
+    """The PTX of a kernel for these arguments, specialised as a launch would (tensors aligned, sizes a multiple of 16)."""
+    signature, constants, attributes = {}, {}, {}
+    warps = arguments.pop("num_warps")
+    for i, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name], constants[(i,)] = "constexpr", value
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            tensor = isinstance(value, torch.Tensor)
+            signature[parameter.name] = POINTERS[value.dtype] if tensor else "i32"
+            if tensor or value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}).asm["ptx"]
+
+
+@pytest.fixture
+def compiled(monkeypatch, capability):
+    """Kernel name -> PTX of all that the test launches."""
+    found = {}
+
+    def run(self, *values, grid, warmup=False, **rest):
+        assert all(size > 0 for size in grid)
+        arguments = {**dict(zip(self.arg_names, values, strict=False)), **rest}
+        found.setdefault(self.__name__, []).append(compile_for(self, arguments, capability))
+
+    monkeypatch.setattr(JITFunction, "run", run)
+    return found
+
+
+@pytest.mark.parametrize("format, dtype, tokens, capability", [
+    ("bfloat16", torch.bfloat16, 1, 90), ("bfloat16", torch.float32, 4, 90), ("float16", torch.float16, 16, 80),
+    ("int8", torch.bfloat16, 16, 90), ("int4", torch.bfloat16, 1, 90),
+])
+def test_every_kernel_compiles(compiled, format, dtype, tokens):
+    wide = ops.pack(torch.ones(NEURONS, WIDTH), "outputs", format)
+    down = ops.pack(torch.ones(WIDTH, NEURONS), "inputs", format)
+    x, deep, each = torch.ones(tokens, WIDTH, dtype=dtype), torch.ones(tokens, NEURONS, dtype=dtype), torch.ones(NEURONS)
+    biases = {"gate_bias": each, "up_bias": None, "down_bias": None}
+    launch.glu(x, wide, wide, down, activation="gelu", threshold=0.5, k=None, saliency=each, union=False, **biases)
+    launch.glu(x, wide, wide, down, activation="silu", threshold=None, k=9, saliency=None, union=True, **biases)
+    plain = {"threshold": 0.5, "k": None, "shift": None, "scale": None, "stripe_width": None, "bias": None, "union": False}
+    launch.input_sparse(deep, down, **{**plain, "bias": each})
+    launch.input_sparse(deep, down, **{**plain, "threshold": each[None], "stripe_width": 128, "shift": each, "scale": each})
+    assert set(compiled) == {"linear_kernel", "up_kernel", "columns_kernel", "reduce_kernel", "border_kernel"}
+    for name, each_ptx in compiled.items():
+        for ptx in each_ptx:
+            assert not re.search(r"\b(atom|red)\.", ptx), f"{name} adds in an order that differs from run to run"
+            weights = name in ("columns_kernel", "linear_kernel", "up_kernel")
+            if weights and (format != "int4" or name == "columns_kernel" and tokens == 1):
+                # a predicate, or a size that is 0 where the mask is: 16 bytes at a time, or none
+                masked = re.findall(r"@%p\d+ ld\.global\S*\.v4|cp\.async\.\S+ .*, 0x10, %r\d+;", ptx)
+                assert masked, f"{name} reads weights in small pieces, or those that are masked out"
