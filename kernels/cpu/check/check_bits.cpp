@@ -71,8 +71,8 @@ void check_bits() {
             dense(stored, tokens);
             glu(stored, 200, tokens, by_rank(40));
         }
-        input_sparse(stored, 4000, 5, {shifted}, FORMAT_F32);
-        for (int64_t outputs : {4300, 8500}) input_sparse(stored, outputs, 6, {by_rank(30)}, FORMAT_F32);
+        for (int64_t outputs : {510, 1024, 2040}) input_sparse(stored, outputs, 5, {shifted}, FORMAT_F32);
+        for (int64_t outputs : {4096, 4300, 8500}) input_sparse(stored, outputs, 6, {by_rank(30)}, FORMAT_F32);
         glu(stored, 4300, 3, by_threshold(1));
     }
 }

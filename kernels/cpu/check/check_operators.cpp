@@ -180,9 +180,9 @@ void rules_stripes_and_batches() {
                 }
 }
 
-// Matrices on both sides of NARROW outputs and of a block of accumulators; int4 rows longer than a PIECE.
+// Matrices on both sides of NARROW in each format, and of a block of accumulators; int4 rows longer than a PIECE.
 void widths() {
-    for (int64_t outputs : {4000, 4096, 4300, 8500})
+    for (int64_t outputs : {512, 1024, 2048, 2100, 4096, 4300, 8500})
         for (Stored stored : STORED)
             for (int tokens : {1, 16}) {
                 const Call c = {stored, 37, outputs, tokens, tokens == 1 ? 3 : 2};

@@ -8,7 +8,7 @@ struct SlowDecoder {
     const Model& model;
     std::vector<std::vector<Row>> keys, values;  // [layer][position][kv_heads * head_dim]
     double closest = 1;  // how near any score came to what would change a mask
-    double bytes = 0;    // of weights read by the last token
+    double bytes = 0;    // of weights and cache read by the last token
 
     explicit SlowDecoder(const Model& model) : model(model), keys(model.blocks.size()), values(model.blocks.size()) {}
 
@@ -111,6 +111,7 @@ struct SlowDecoder {
         }
         keys[l].push_back(key), values[l].push_back(value);
         const int64_t window = l ? model.options.window : 0, start = window ? std::max<int64_t>(0, position + 1 - window) : 0;
+        bytes += double((position + 1 - start) * 2 * m.kv_heads * d * (m.cache_format == FORMAT_F32 ? 4 : 2));
         for (int64_t h = 0; h < m.heads; h++) {
             const Row query = turned(head(h), b.norms[4], l % 2, position);
             const int64_t base = h / (m.heads / m.kv_heads) * d;
