@@ -2,6 +2,7 @@
 #pragma once
 #include <stdlib.h>
 
+#include "fence.h"
 #include "ops_args.h"
 
 constexpr int64_t ACCUMULATORS = 8192;  // linear.h: BLOCK, and tokens times the smallest block
@@ -21,6 +22,7 @@ struct Workspace {
             data = static_cast<char*>(aligned_alloc(64, (bytes + 63) / 64 * 64));
             if (data) size = bytes;
         }
+        if (data) open_memory(data, bytes);  // the call before may have left fences elsewhere
         return data;
     }
 };
@@ -31,8 +33,10 @@ struct Carver {
     char* base;
     size_t used = 0;
     template <class T> T* take(int64_t count) {
+        const size_t bytes = static_cast<size_t>(count) * sizeof(T), room = (bytes + 63) / 64 * 64 + FENCE;
         T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
-        used += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+        if (base) close_memory(base + used + bytes, room - bytes);
+        used += room;
         return piece;
     }
 };

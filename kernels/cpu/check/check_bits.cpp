@@ -1,0 +1,78 @@
+// What must not change a single bit: the number of threads, and the other tokens of a batch.
+#include "slow.h"
+
+namespace {
+
+typedef std::vector<uint8_t> Bytes;
+
+// run(threads, in, out) on the whole batch by 1, 3 and 5 threads and, if `alone`, token by token.
+template <class Run> void same_bits(const char* what, Batch x, int64_t outputs, int32_t out, bool alone, Run run) {
+    Batch first(x.tokens, outputs, out);
+    for (int threads : {1, 3, 5}) {
+        Batch y(x.tokens, outputs, out);
+        const int status = run(threads, x.vectors(), y.vectors());
+        if (threads == 1) first = y;
+        expect(status == 0 && y.data == first.data, "%s: %d threads change bits (%d tokens, %ld outputs)", what, threads,
+               x.tokens, long(outputs));
+    }
+    for (int t = 0; alone && t < x.tokens; t++) {
+        Batch y = first;
+        std::fill(y.data.begin() + y.place(t, 0), y.data.begin() + y.place(t, outputs), 0);
+        const int status = run(1 + t % 3, x.alone(t), y.alone(t));
+        expect(status == 0 && y.data == first.data, "%s: a batch of %d changes bits of token %d (%ld outputs)", what, x.tokens, t,
+               long(outputs));
+    }
+}
+
+void input_sparse(Stored stored, int64_t outputs, int tokens, const std::vector<Rule>& rules, int32_t format) {
+    const int64_t inputs = rules[0].shift.empty() ? 150 : rules[0].shift.size();
+    const Matrix m = matrix(inputs, outputs, stored, false);
+    const std::vector<float> bias = normals(outputs);
+    std::vector<Select> selects;
+    for (const Rule& rule : rules) selects.push_back(rule.select());
+    const Batch batch = random_batch(tokens, inputs, format);
+    same_bits("input_sparse", batch, outputs, format, true, [&](int threads, Vectors x, Vectors y) {
+        return sparsity_input_sparse(&m.weight, selects.data(), selects.size(), 128, &x, &y, bias.data(), SHARE_OWN, nullptr,
+                                     threads);
+    });
+}
+
+// Dot products take four tokens at a time or one, with sums of their own: batches may differ, threads not.
+void dense(Stored stored, int tokens) {
+    const Matrix m = matrix(23, 300, stored, true);
+    const std::vector<float> bias = normals(23);
+    same_bits("dense", random_batch(tokens, 300, FORMAT_F32), 23, FORMAT_F32, false, [&](int threads, Vectors x, Vectors y) {
+        return sparsity_dense(&m.weight, &x, &y, bias.data(), threads);
+    });
+}
+
+void glu(Stored stored, int64_t inputs, int tokens, const Rule& rule) {
+    const Matrix gate = matrix(90, inputs, stored, true), up = matrix(90, inputs, stored, true);
+    const Matrix down = matrix(90, inputs, stored, false);
+    const std::vector<float> bias = normals(std::max<int64_t>(90, inputs));
+    const Select select = rule.select();
+    same_bits("glu", random_batch(tokens, inputs, FORMAT_F32), inputs, FORMAT_F32, false, [&](int threads, Vectors x, Vectors y) {
+        return sparsity_glu(&gate.weight, &up.weight, &down.weight, bias.data(), bias.data(), bias.data(), &select, ACT_SILU,
+                            SHARE_OWN, &x, &y, nullptr, threads);
+    });
+}
+
+}  // namespace
+
+void check_bits() {
+    Rule shifted = by_threshold(0.4f);
+    shifted.shift = normals(150, 0.2f);
+    for (Stored stored : STORED) {
+        for (int tokens : {1, 5, 16}) {
+            for (int64_t outputs : {20, 300, 700}) {
+                input_sparse(stored, outputs, tokens, {by_rank(60)}, FORMAT_F32);
+                input_sparse(stored, outputs, tokens, {shifted, by_rank(9), by_threshold(0.8f)}, FORMAT_BF16);
+            }
+            dense(stored, tokens);
+            glu(stored, 200, tokens, by_rank(40));
+        }
+        for (int64_t outputs : {510, 1024, 2040}) input_sparse(stored, outputs, 5, {shifted}, FORMAT_F32);
+        for (int64_t outputs : {4096, 4300, 8500}) input_sparse(stored, outputs, 6, {by_rank(30)}, FORMAT_F32);
+        glu(stored, 4300, 3, by_threshold(1));
+    }
+}
