@@ -63,7 +63,7 @@ EXPORT int sparsity_glu(const Weight* gate, const Weight* up, const Weight* down
                         const float* up_bias, const float* down_bias, const Select* select, int32_t activation,
                         int32_t share, const Vectors* x, const Vectors* y, int64_t* kept, int threads) {
     if (!kernels || !good(gate) || !good(up) || !good(down) || !select || !x || !y || gate->rows != up->rows ||
-        gate->cols != up->cols || gate->padded != up->padded || up->rows != down->rows || x->batch != y->batch ||
+        gate->cols != up->cols || gate->padded != up->padded || gate->format != up->format || gate->group != up->group || up->rows != down->rows || x->batch != y->batch ||
         !good(*x, gate->cols) || !good(*y, down->cols) || activation < ACT_NONE || activation > ACT_RELU)
         return BAD_ARGUMENT;
     if (kept) *kept = 0;

@@ -35,7 +35,8 @@ bool good(const Decoder& m) {
             (l.at_gate.active && l.at_down.active) || l.at_gate.rotated)
             return false;
         if (l.at_up.active ? !fits(l.gate_up, l.at_up, m.hidden, 2 * m.neurons)
-                           : !fits(l.gate, dense, m.hidden, m.neurons) || !fits(l.up, dense, m.hidden, m.neurons))
+                           : !fits(l.gate, dense, m.hidden, m.neurons) || !fits(l.up, dense, m.hidden, m.neurons) ||
+                                 l.gate.format != l.up.format)
             return false;
     }
     return true;

@@ -29,7 +29,14 @@ static inline void note(const Team& team, const DecodeStep& s, double bytes) {
     if (team.index == 0 && s.bytes) *s.bytes += bytes;
 }
 
-// y = W x for this thread's rows; x is private and zero in the padding.
+// x, private and zero in the padding, in the order in which rows of w are read; in `wide` where that is another.
+static inline const float* arranged(const Weight& w, const float* x, float* wide) {
+    if (w.format != FORMAT_BF16) return x;
+    arrange<BF16>(x, w.padded, wide);
+    return wide;
+}
+
+// y = W x for this thread's rows; x: arranged.
 static inline void rows_of(const Team& team, const Weight& w, const float* bias, const float* x, float* y) {
     const int64_t begin = team.begin(w.rows), end = team.end(w.rows);
     WITH_FORMAT(w, dot_rows<F>(w, 0, begin, end, x, 0, 1, y));
@@ -68,12 +75,12 @@ static Output project(const Team& team, const DecodeStep& s, const Weight& w, co
                       float* y, float* partial) {
     const Scratch& b = s.scratch[team.index];
     if (!site.active) {
-        rows_of(team, w, bias, x, y);
+        rows_of(team, w, bias, arranged(w, x, s.wide[team.index]), y);
         note(team, s, row_size(w) * w.rows);
         return Output{&w, bias, y, 0};
     }
     if (site.rotated) {
-        rows_of(team, site.rotation, 0, x, s.rotated);
+        rows_of(team, site.rotation, 0, arranged(site.rotation, x, s.wide[team.index]), s.rotated);
         note(team, s, row_size(site.rotation) * site.rotation.rows);
         team.wait();
         x = s.rotated;
@@ -136,6 +143,7 @@ static void expand(const Team& team, const DecodeStep& s, const Layer& layer, co
         const float* ups = fetch(both, n + first, n + last, wide);
         for (int64_t j = first; j < last; j++) s.products[j] *= ups[j - first];
     } else {
+        x = arranged(layer.gate, x, s.wide[team.index]);
         rows_of(team, layer.gate, layer.gate_bias, x, s.gates);
         activate(s.gates + first, last - first, m.activation);
         rows_of(team, layer.up, layer.up_bias, x, s.products);
@@ -158,6 +166,7 @@ static Output contract(const Team& team, const DecodeStep& s, const Layer& layer
 static Output choose_neurons(const Team& team, const DecodeStep& s, const Layer& layer, const float* x) {
     const Decoder& m = *s.model;
     const Scratch& b = s.scratch[team.index];
+    x = arranged(layer.gate, x, s.wide[team.index]);
     rows_of(team, layer.gate, layer.gate_bias, x, s.gates);
     const int64_t first = team.begin(m.neurons), last = team.end(m.neurons);
     activate(s.gates + first, last - first, m.activation);
@@ -195,6 +204,7 @@ template <class F> static inline void read_row(const Weight& w, int64_t row, flo
     for (int64_t c = 0; c < w.padded; c += F::unit, line.advance())
         for (int v = 0; v < F::unit / LANES; v++)
             store(out + c + v * LANES, F::scaled ? line.get(v) * scales[(c + v * LANES) / F::shared] : line.get(v));
+    settle<F>(out, w.padded);
 }
 
 static void decode(const Team& team, const DecodeStep& s) {
@@ -225,7 +235,7 @@ static void decode(const Team& team, const DecodeStep& s) {
         add_residual(x, fetch(ffn, 0, m.hidden, b.score), layer.norm_after_ffn, m.hidden, m.eps, b.value);
     }
     rms_norm(x, m.final_norm, m.hidden, m.hidden + 128, m.eps, b.x);
-    rows_of(team, m.head, 0, b.x, s.logits);
+    rows_of(team, m.head, 0, arranged(m.head, b.x, s.wide[team.index]), s.logits);
     note(team, s, row_size(m.head) * m.head.rows);
     for (int64_t v = team.begin(m.vocabulary); v < team.end(m.vocabulary); v++) {
         s.logits[v] *= m.logit_factor;

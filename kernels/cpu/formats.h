@@ -6,6 +6,7 @@
 namespace ISA {
 
 struct F32 {
+    static constexpr bool in_pairs = false;  // whether vectors hold even and odd entries apart
     static constexpr int unit = 16;
     static constexpr int shared = unit;  // entries that share a scale
     static constexpr bool scaled = false;
@@ -18,6 +19,7 @@ struct F32 {
 };
 
 struct BF16 {
+    static constexpr bool in_pairs = true;
     static constexpr int unit = 32;
     static constexpr int shared = unit;  // entries that share a scale
     static constexpr bool scaled = false;
@@ -25,11 +27,17 @@ struct BF16 {
     inline BF16() {}
     inline BF16(const Weight& w, int64_t row, int64_t col) : line((const uint16_t*)w.data + row * w.stride + col) {}
     inline void advance() { line += unit; }
-    inline vf get(int v) const { return load_bf16(line + v * LANES); }
+    // Vectors 2 q and 2 q + 1 are the even and the odd entries of 2 LANES: one load, a shift and a mask widen both. Those who
+    // multiply or add up such vectors have to `arrange` or `settle` what they meet (below).
+    inline vf get(int v) const {
+        const vu both = *(const vu_any*)(line + v / 2 * 2 * LANES);
+        return v % 2 ? (vf)(both & 0xffff0000u) : (vf)(both << 16);
+    }
     static inline int64_t pitch(const Weight& w) { return w.stride * 2; }
 };
 
 struct I8 {
+    static constexpr bool in_pairs = false;
     static constexpr int unit = 64;
     static constexpr int shared = unit;  // entries that share a scale
     static constexpr bool scaled = false;  // by output, at the end
@@ -43,6 +51,7 @@ struct I8 {
 
 // A line is 16 dwords for 128 entries: entry 16 k + l is nibble k of dword l, plus 8. GROUP entries share a scale.
 template <int GROUP> struct I4 {
+    static constexpr bool in_pairs = false;
     static constexpr int unit = 128;
     static constexpr int shared = GROUP;
     static constexpr bool scaled = true;
@@ -63,6 +72,29 @@ static inline void read_scales(const Weight& w, int64_t row, int64_t col, int64_
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) store(out + i, load_bf16(from + i) * factor);
     for (; i < count; i++) out[i] = from_bf16(from[i]) * factor;
+}
+
+// n floats (whole lines of the format) in the order of the format's vectors; from and to may be the same.
+template <class F> static inline void arrange(const float* from, int64_t n, float* to) {
+    if (!F::in_pairs) {
+        if (from != to) __builtin_memcpy(to, from, n * sizeof(float));
+        return;
+    }
+    for (int64_t i = 0; i < n; i += 2 * LANES) {
+        float even[LANES], odd[LANES];
+        for (int lane = 0; lane < LANES; lane++) even[lane] = from[i + 2 * lane], odd[lane] = from[i + 2 * lane + 1];
+        store(to + i, load(even)), store(to + i + LANES, load(odd));
+    }
+}
+
+// And back, in place.
+template <class F> static inline void settle(float* x, int64_t n) {
+    if (!F::in_pairs) return;
+    for (int64_t i = 0; i < n; i += 2 * LANES) {
+        float pairs[2 * LANES];
+        for (int lane = 0; lane < LANES; lane++) pairs[2 * lane] = x[i + lane], pairs[2 * lane + 1] = x[i + LANES + lane];
+        store(x + i, load(pairs)), store(x + i + LANES, load(pairs + LANES));
+    }
 }
 
 // Memory from a row to the next, and what of it is the row's own.

@@ -83,7 +83,7 @@ static inline void clear(float* acc, int64_t acc_stride, int tokens, int64_t wid
         for (int64_t c = 0; c < width; c += LANES) store(acc + t * acc_stride + c, (vf){});
 }
 
-// acc[t][o - from] += sum over n < count of x[n][t] W[rows[n], o] for outputs [from, to), at most BLOCK of them.
+// acc, in the order of the format's vectors: acc[t][o - from] += sum over n < count of x[n][t] W[rows[n], o] for outputs [from, to), at most BLOCK of them.
 // known: how many rows the list holds from here on, for fetching ahead.
 template <class F>
 static inline void add_rows(const Weight& w, const int32_t* rows, const float* x, int64_t count, int tokens, float* acc,
@@ -120,7 +120,7 @@ static inline Ahead look_ahead(const Weight& w, const int32_t* rows, int64_t fir
     return {row_address<F>(w, rows ? rows[n] : first + n) + DISTANCE, next + DISTANCE - bytes, bytes - DISTANCE};
 }
 
-// T dot products of one row; x: [T][x_stride], zero in the padding.
+// T dot products of one row; x: [T][x_stride], arranged for the format, zero in the padding.
 template <class F, int T>
 static inline void dot_tokens(const Weight& w, int64_t row, const float* x, int64_t x_stride, float* y, const Ahead& ahead) {
     constexpr int PARTS = T == 1 ? 4 : 1;  // independent sums hide the latency of one addition

@@ -28,6 +28,12 @@ static inline void write_vector(const Vectors& v, int t, int64_t at, int64_t n, 
     }
 }
 
+// The same vector, zero to the end of the row, in the order in which rows of w are read.
+static inline void read_arranged(const Vectors& v, int t, const Weight& w, float* out) {
+    read_vector(v, t, w.cols, w.padded, out);
+    WITH_FORMAT(w, arrange<F>(out, w.padded, out));
+}
+
 // Rows that any token keeps, ascending, and x[n][t]: a token's value there, or 0 where it dropped that row itself
 // (SHARE_OWN). x: [tokens][n] at `stride`. Returns the number of rows; *kept adds up what each token kept.
 static inline int64_t choose_rows(const Select& s, const float* x, int64_t stride, int64_t n, int tokens, int32_t share,
@@ -137,7 +143,7 @@ static void input_sparse(const Team& team, const InputSparse& a) {
 static void dense(const Team& team, const Dense& a) {
     const Weight& w = *a.weight;
     const Scratch& b = a.scratch[team.index];
-    for (int t = 0; t < a.x.batch; t++) read_vector(a.x, t, w.cols, w.padded, b.x + t * w.padded);
+    for (int t = 0; t < a.x.batch; t++) read_arranged(a.x, t, w, b.x + t * w.padded);
     float found[MAX_BATCH];
     for (int64_t row = team.begin(w.rows); row < team.end(w.rows); row++) {
         WITH_FORMAT(w, dot_row<F>(w, row, b.x, w.padded, a.x.batch, found, look_ahead<F>(w, 0, 0, row, w.rows)));
@@ -148,7 +154,7 @@ static void dense(const Team& team, const Dense& a) {
     }
 }
 
-// h[n][t] = g_t u_t of the n-th neuron kept, for n from `begin` to `end`; `known` neurons are in the list, to fetch ahead.
+// b.x: arranged. h[n][t] = g_t u_t of the n-th neuron kept, for n from `begin` to `end`; `known` neurons are in the list, to fetch ahead.
 static inline void products(const SparseGlu& a, const Scratch& b, int64_t begin, int64_t end, int64_t known) {
     const int tokens = a.x.batch;
     float found[MAX_BATCH];
@@ -177,6 +183,7 @@ static inline void products_and_parts(const Team& team, const SparseGlu& a, cons
             products(a, b, n, stop, s.known);
             WITH_FORMAT(w, add_rows<F>(w, b.rows + n, a.h + n * tokens, stop - n, tokens, sums, w.padded, 0, w.padded, s.known - n));
         }
+        settle_all(w, sums, w.padded, tokens, w.padded);
     }
 }
 
@@ -184,8 +191,8 @@ static inline void products_and_parts(const Team& team, const SparseGlu& a, cons
 static void sparse_glu(const Team& team, const SparseGlu& a) {
     const Scratch& b = a.scratch[team.index];
     const int tokens = a.x.batch;
-    const int64_t neurons = a.gate->rows, inputs = a.gate->cols, padded = a.gate->padded;
-    for (int t = 0; t < tokens; t++) read_vector(a.x, t, inputs, padded, b.x + t * padded);
+    const int64_t neurons = a.gate->rows, padded = a.gate->padded;
+    for (int t = 0; t < tokens; t++) read_arranged(a.x, t, *a.gate, b.x + t * padded);
     float found[MAX_BATCH];
     const int64_t first = team.begin(neurons), last = team.end(neurons);
     for (int64_t j = first; j < last; j++) {

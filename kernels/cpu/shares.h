@@ -44,6 +44,11 @@ static inline Shares shares_of(const Team& team, const int32_t* rows, int64_t co
 
 static inline float* sums_of(const Weight& w, float* partial, int tokens, int p) { return partial + p * tokens * w.padded; }
 
+// Sums in the order of their outputs again.
+static inline void settle_all(const Weight& w, float* acc, int64_t stride, int tokens, int64_t width) {
+    for (int t = 0; t < tokens; t++) { WITH_FORMAT(w, settle<F>(acc + t * stride, width)); }
+}
+
 // This thread's parts: [tokens][padded] sums of each.
 static inline void add_parts(const Team& team, const Weight& w, const int32_t* rows, const float* factors, int64_t count,
                              int tokens, float* partial) {
@@ -54,6 +59,7 @@ static inline void add_parts(const Team& team, const Weight& w, const int32_t* r
         clear(sums, w.padded, tokens, w.padded);
         WITH_FORMAT(w, add_rows<F>(w, rows + begin, factors + begin * tokens, s.begin[p + 1] - begin, tokens, sums, w.padded, 0,
                                    w.padded, s.known - begin));
+        settle_all(w, sums, w.padded, tokens, w.padded);
     }
 }
 
@@ -76,6 +82,7 @@ static inline void add_in_order(const Weight& w, const int32_t* rows, const floa
     clear(acc, stride, tokens, to - from);
     if (!in_shares(w)) {
         WITH_FORMAT(w, add_rows<F>(w, rows, factors, count, tokens, acc, stride, from, to, count));
+        settle_all(w, acc, stride, tokens, to - from);
         return;
     }
     const Shares s = shares_of(Team{0, 1, 0}, rows, count, w.rows);
@@ -89,6 +96,7 @@ static inline void add_in_order(const Weight& w, const int32_t* rows, const floa
             for (int64_t c = 0; c < to - from; c += LANES)
                 store(acc + t * stride + c, load(acc + t * stride + c) + load(part + t * stride + c));
     }
+    settle_all(w, acc, stride, tokens, to - from);
 }
 
 }  // namespace ISA
