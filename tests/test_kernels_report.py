@@ -23,7 +23,8 @@ def product(speeds, shares=(0.9, 0.9, 0.9, 0.9)):
 def decoding(ratio, dense_bytes=2.0, sparse_bytes=1.0, other=0.5):
     point = {"dense": 1.0, "sparse": 1 / ratio, "bandwidth": 4.0, "ratio": ratio,
              "bytes": {"dense": dense_bytes, "sparse": sparse_bytes}}
-    engines = {name: {"over_ours_dense": found, "seconds": 1.0} for name, found in (("ours, inputs 35%", ratio), ("llama.cpp", other))}
+    speeds = {"ours, inputs 35%": ratio, "llama.cpp": other}
+    engines = {name: {"over_ours_dense": found, "seconds": 1.0} for name, found in speeds.items()}
     later = {**point, "ratio": ratio - 0.2}
     return {"dense": {"prompts": {"256": point}}, "inputs 35%": {"prompts": {"256": point, "512": later}},
             "baselines": {"prompts": {"256": engines, "512": engines}}}

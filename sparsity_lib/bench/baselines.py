@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from sparsity_lib.bench import llama
 from sparsity_lib.bench.engines import Compiled, Eager, Engine, Llama, Ours, hugging_face, sharing
 from sparsity_lib.bench.llama import LlamaCpp
-from sparsity_lib.bench.timing import ReadBandwidth, interleaved
+from sparsity_lib.bench.timing import ReadBandwidth, by_length, interleaved
 from sparsity_lib.decode import Decoder, ModelSource
 from sparsity_lib.decode.rules import Choice
 
@@ -100,8 +100,8 @@ def _rounds(engines: dict[str, Engine], tokens: int, into: dict[str, Any], title
 
 def table(name: str, found: dict[str, Any]) -> str:
     """The figures of one model as text: tokens a second of each engine, and how ours compare with the others."""
-    points = found["prompts"]
-    lines = [f"{name} in bfloat16: tokens per second after prompts of {', '.join(points)} tokens"]
+    points = by_length(found["prompts"])
+    lines = [f"{name} in bfloat16: tokens per second after prompts of {', '.join(map(str, points))} tokens"]
     kinds = [kind for kind in (DENSE, *SPARSE, *OTHERS) if all(kind in point for point in points.values())]
     for kind in kinds:
         text = f"  {kind:18} " + "  ".join(f"{1 / point[kind]['seconds']:7.1f}" for point in points.values())

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -72,3 +73,8 @@ class ReadBandwidth:
     def __call__(self, turn: int) -> None:
         self._native.sparsity_read(
             ctypes.c_void_p(self._buffer.data_ptr()), ctypes.c_int64(self.bytes), torch.get_num_threads())
+
+
+def by_length(points: Mapping[str, Any]) -> dict[int, Any]:
+    """Points by the length of a context, rising: kept results have such keys as text, and sorted as text."""
+    return {length: points[str(length)] for length in sorted(map(int, points))}

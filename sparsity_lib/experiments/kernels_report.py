@@ -8,6 +8,7 @@ from statistics import geometric_mean, median
 from typing import Any
 
 from sparsity_lib import style
+from sparsity_lib.bench.timing import by_length
 from sparsity_lib.report import Number
 from sparsity_lib.verdicts import Verdict, effect
 
@@ -61,7 +62,7 @@ def decode_rows(data: Mapping[str, Any]) -> list[list[Any]]:
         for setting, each in found.items():
             if setting in ("dense", "baselines"):
                 continue
-            points = list(each["prompts"].values())
+            points = list(by_length(each["prompts"]).values())
             skipped = 1 - points[0]["bytes"]["sparse"] / points[0]["bytes"]["dense"]
             cells = [ratio(p["ratio"]) for p in points]
             reached = [p["ratio"] * p["bytes"]["sparse"] / p["bytes"]["dense"] for p in points]
@@ -74,7 +75,7 @@ def against_rows(data: Mapping[str, Any], engine: str) -> list[list[Any]]:
     """Model, then our decoder at 35% of the inputs over another engine, after each prompt; None where it was not there."""
     rows = []
     for model, found in data.items():
-        points = found["baselines"]["prompts"].values()
+        points = by_length(found["baselines"]["prompts"]).values()
         here = [p for p in points if engine in p]
         cells = [ratio(p["ours, inputs 35%"]["over_ours_dense"] / p[engine]["over_ours_dense"]) for p in here]
         rows.append([model, engine, *(cells or [None] * len(points))])

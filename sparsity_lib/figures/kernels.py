@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from sparsity_lib import style
 from sparsity_lib.bench.roofline import Roofline
+from sparsity_lib.bench.timing import by_length
 from sparsity_lib.figures.foundations import MODEL_LOOKS
 
 #: Engines of the decoding figure: label, colour, marker, line.
@@ -81,13 +82,13 @@ def decoding(data: Mapping[str, Any]) -> Figure:
     """Tokens a second against the length of the context, a panel a model, a line an engine."""
     figure, panels = style.figure(2, -(-len(data) // 2), height=2.6, sharex=True, squeeze=False)
     for axes, (model, found) in zip(panels.flat, data.items(), strict=False):
-        points = found["baselines"]["prompts"]
+        points = by_length(found["baselines"]["prompts"])
         for kind, (label, color, marker, line) in ENGINES.items():
             if all(kind in point for point in points.values()):
                 rates = [1 / point[kind]["seconds"] for point in points.values()]
-                axes.plot([int(p) for p in points], rates, color=color, marker=marker, linestyle=line, label=label)
+                axes.plot(list(points), rates, color=color, marker=marker, linestyle=line, label=label)
         axes.set(title=model, xscale="log", ylim=(0, None))
-        axes.set_xticks([int(p) for p in points], list(points))
+        axes.set_xticks(list(points), [str(length) for length in points])
         axes.minorticks_off()
     for axes in panels[-1]:
         axes.set_xlabel("tokens before")
@@ -103,14 +104,15 @@ def batches(data: Mapping[str, Any]) -> Figure:
     figure, (left, right) = style.figure(1, 2, height=3.0)
     for model, found in data.items():
         color, marker = MODEL_LOOKS.get(model, (style.GRAY, "o"))
+        look = {"color": color, "marker": marker}
         for order, line in (("neighbours", "-"), ("strangers", (0, (1, 1.5)))):
-            read = found["read"]["down_in"][order]
-            shares = [100 * share for share in read.values()]
-            left.plot([int(b) for b in read], shares, color=color, marker=marker, linestyle=line, label=f"{model}, {order}")
-        times = found["times"]["strangers"]
+            read = by_length(found["read"]["down_in"][order])
+            left.plot(list(read), [100 * share for share in read.values()], linestyle=line, label=f"{model}, {order}", **look)
+        times = by_length(found["times"]["strangers"])
+        dense = [min(t for n, t in each.items() if n.startswith("torch")) for each in times.values()]
         for share, line in (("union", "-"), ("own", (0, (4, 2)))):
-            speeds = [min(t for n, t in each.items() if n.startswith("torch")) / each[share] for each in times.values()]
-            right.plot([int(b) for b in times], speeds, color=color, marker=marker, linestyle=line, label=f"{model}, {share}")
+            speeds = [best / each[share] for best, each in zip(dense, times.values(), strict=True)]
+            right.plot(list(times), speeds, linestyle=line, label=f"{model}, {share}", **look)
     for axes in (left, right):
         axes.set(xlabel="tokens at once", xscale="log")
         axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
