@@ -72,13 +72,13 @@ def decode_rows(data: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def against_rows(data: Mapping[str, Any], engine: str) -> list[list[Any]]:
-    """Model, then our decoder at 35% of the inputs over another engine, after each prompt; None where it was not there."""
+    """Model, then our decoder at 35% of the inputs over another engine, after each prompt; no row where that was not there."""
     rows = []
     for model, found in data.items():
         points = by_length(found["baselines"]["prompts"]).values()
-        here = [p for p in points if engine in p]
-        cells = [ratio(p["ours, inputs 35%"]["over_ours_dense"] / p[engine]["over_ours_dense"]) for p in here]
-        rows.append([model, engine, *(cells or [None] * len(points))])
+        if all(engine in p for p in points):
+            cells = [ratio(p["ours, inputs 35%"]["over_ours_dense"] / p[engine]["over_ours_dense"]) for p in points]
+            rows.append([model, engine, *cells])
     return rows
 
 
@@ -97,13 +97,13 @@ def evaluation_rows(data: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def calibration_rows(data: Mapping[str, Any]) -> list[list[Any]]:
-    """Model, method, tokens, seconds, peak above the model and the model itself in MiB."""
+    """Model and tokens, method, seconds, peak above the model and the model itself in MiB."""
     def size(value: int | None, fmt: str = ".0f") -> Number | None:
         return None if value is None else Number(value / 2**20, fmt, **LOOSE)
 
     return [
-        [name, style.look(method).label, f"{found['tokens']:,}", Number(found["seconds"], ".1f", **LOOSE), size(found["peak"]),
-         size(found["statistics"], ".1f"), size(found["model"])]
+        [f"{name}, {found['tokens']:,} tokens", style.look(method).label, Number(found["seconds"], ".1f", **LOOSE),
+         size(found["peak"]), size(found["statistics"], ".1f"), size(found["model"])]
         for kind in ("text", "size") for name, methods in data[kind].items()
         for method, lengths in methods.items() for found in sorted(lengths.values(), key=lambda f: f["tokens"])
     ]
