@@ -32,7 +32,7 @@ def roofline(found: Roofline) -> Figure:
     axes.plot(x, np.minimum(x * found.bandwidth, found.peak) / 1e9, color=style.BLACK, linewidth=1.2, label="the two roofs")
     axes.plot(*zip(*((a, b / 1e9) for a, b in found.points), strict=True), color=style.BLUE, marker="o", linestyle=":",
               label="torch's product with 1, 2, 4, ... 512 tokens")
-    axes.annotate("one token", (found.points[0][0], found.points[0][1] / 1e9), textcoords="offset points", xytext=(8, -12))
+    axes.annotate("one token", (found.points[0][0], found.points[0][1] / 1e9), textcoords="offset points", xytext=(9, -3))
     axes.set(xscale="log", yscale="log", xlabel="operations per byte read", ylabel="operations per second (10⁹)")
     axes.legend(loc="lower right")
     return figure
