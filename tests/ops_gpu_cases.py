@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from ops_tiny import gap
 
 from sparsity_lib import ops
 from sparsity_lib.ops import gpu, reference
@@ -72,15 +73,6 @@ def test_linear_is_the_reference(format, dtype):
         w, x = ops.pack(weight(inputs, outputs), "outputs", format, (32, 128)[i % 2]), draw(tokens, inputs, seed=1).to(dtype)
         bias = draw(outputs, seed=2) if i % 2 else None
         torch.testing.assert_close(ops.linear(x, w, bias), reference.linear(x, w, bias), **CLOSE[dtype])
-
-
-def gap(scores, share):
-    """A threshold in the middle of a wide gap near a quantile: masks then do not hang on the order of a sum."""
-    ordered = scores.flatten().sort().values
-    start = int(share * len(ordered)) - len(ordered) // 20
-    near = ordered[max(0, start) : start + len(ordered) // 10 + 2]
-    place = near.diff().argmax()
-    return float((near[place] + near[place + 1]) / 2)
 
 
 @pytest.mark.parametrize("format, activation", [(f, a) for i, f in enumerate(FORMATS) for j, a in enumerate(ops.ACTIVATIONS)

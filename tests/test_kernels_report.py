@@ -71,10 +71,21 @@ def test_predictions_are_bytes_over_bandwidth():
     row = next(r for r in chapter.prediction_rows((1.0, 0.5), 0.35) if r[0] == "Mistral-7B" and r[1].startswith("H100"))
     assert row[2].value == pytest.approx(3350e9 / (2 * (blocks + head)))
     assert row[3].value == pytest.approx(0.5 * 3350e9 / (2 * (0.35 * blocks + head)))
-    cats, scap, cwic = chapter.reported_rows((1.0, 0.5))
+    cats, scap, cwic, _ = chapter.reported_rows((1.0, 0.5))
     assert cats[3].value < scap[3].value < 1 / (1 - 0.485) and cwic[3].value == pytest.approx(1 / 0.34) and cwic[5] is None
     assert scap[5].value == pytest.approx(scap[3].value / 2)
     assert chapter.efficiencies({"tiny": decoding(1.9)}, "tiny") == pytest.approx((0.5, 1.9 / 4))
+
+
+def test_what_the_text_says_of_growth_and_wandering():
+    runs = {"a": {"1": {"tokens": 10, "seconds": 1.0}, "2": {"tokens": 40, "seconds": 3.0}},
+            "b": {"2": {"tokens": 40, "seconds": 8.0}, "1": {"tokens": 10, "seconds": 2.0}}}
+    assert chapter.growth({"text": {"tiny": runs}}, "tiny") == (4.0, (3.0, 4.0))
+    tiny = decoding(1.9)
+    for point in tiny["baselines"]["prompts"].values():
+        point["bandwidth"] = 9.0
+    assert chapter.bandwidths(MATVEC, {}, {"tiny": tiny}) == (1.0, 9.0)
+    assert chapter.gains({"tiny": tiny}, "tiny") == pytest.approx((1.9, 1.7))
 
 
 def test_verdicts_take_their_range_from_the_quartiles():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops_tiny import gap
 
 from sparsity_lib import SparsityError, ops
 from sparsity_lib.ops import library, packed, reference
@@ -65,15 +66,6 @@ def test_linear_is_the_reference(format, inputs, outputs):
     for tokens in (1, 5, 17):
         x = vectors(tokens, inputs)
         torch.testing.assert_close(ops.linear(x, w, bias), reference.linear(x, w, bias), **CLOSE[torch.float32])
-
-
-def gap(scores, share):
-    """A threshold in the middle of a wide gap near a quantile: masks then do not hang on the order of a sum."""
-    ordered = scores.flatten().sort().values
-    start = int(share * len(ordered)) - len(ordered) // 20
-    near = ordered[max(0, start) : start + len(ordered) // 10 + 2]
-    place = near.diff().argmax()
-    return float((near[place] + near[place + 1]) / 2)
 
 
 @needs_library

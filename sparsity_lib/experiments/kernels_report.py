@@ -109,6 +109,27 @@ def calibration_rows(data: Mapping[str, Any]) -> list[list[Any]]:
     ]
 
 
+def growth(calibration: Mapping[str, Any], model: str) -> tuple[float, tuple[float, float]]:
+    """How many times more text the longest run has than the shortest; the range of how many times longer it took, over methods."""
+    spans = [sorted(lengths.values(), key=lambda f: f["tokens"]) for lengths in calibration["text"][model].values()]
+    ratios = [last["seconds"] / first["seconds"] for first, *_, last in spans]
+    return spans[0][-1]["tokens"] / spans[0][0]["tokens"], (min(ratios), max(ratios))
+
+
+def bandwidths(matvec: Mapping[str, Any], glu: Mapping[str, Any], decode: Mapping[str, Any]) -> tuple[float, float]:
+    """The lowest and the highest read bandwidth of all runs, in bytes a second."""
+    found = [each["bandwidth"] for data in (matvec, glu) for each in data.values()]
+    for model in decode.values():
+        found += [point["bandwidth"] for each in model.values() for point in each["prompts"].values()]
+    return min(found), max(found)
+
+
+def gains(decode: Mapping[str, Any], model: str) -> tuple[float, float]:
+    """Speed over our dense decoder with 35% of the inputs, after the shortest and the longest prompt."""
+    ratios = [point["ratio"] for point in by_length(decode[model]["inputs 35%"]["prompts"]).values()]
+    return ratios[0], ratios[-1]
+
+
 @dataclass(frozen=True)
 class Target:
     """One thing asked of the software before it was measured: what, how much, and what came out."""
@@ -183,10 +204,10 @@ def prediction_rows(reached: tuple[float, float], density: float) -> list[list[A
     return rows
 
 
-#: Reported decode speed-ups: paper, model, share of the FFN skipped (None: of all linear layers), reported.
+#: Reported decode speed-ups: paper, model, share of the FFN skipped, or of all linear layers, reported.
 REPORTED = (
     ("CATS, as run by SCAP", "Mistral-7B", 0.333, None, 1.177), ("SCAP", "Mistral-7B", 0.485, None, 1.271),
-    ("CWIC, figure 3", "one product, 4096 inputs", None, 0.66, 2.5),
+    ("CWIC, 1B", "Llama-3.2-1B", None, 0.66, 2.5), ("CWIC, 3B", "Llama-3.2-3B", None, 0.66, 2.7),
 )
 
 
@@ -201,7 +222,7 @@ def reported_rows(reached: tuple[float, float]) -> list[list[Any]]:
             skipped = layers * 3 * hidden * neurons * ffn / sum(weights_of(model))
             limit = 1 / (1 - skipped)
             expected = ratio(limit * reached[1] / reached[0])
-        share = f"{ffn:.1%} of the FFN" if ffn is not None else f"{everywhere:.0%} of the inputs"
+        share = f"{ffn:.1%} of the FFN" if ffn is not None else f"{everywhere:.0%} of all"
         rows.append([paper, model, share, ratio(limit), Number(reported, ".2f"), expected])
     return rows
 
