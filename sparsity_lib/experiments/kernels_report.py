@@ -110,7 +110,7 @@ def calibration_rows(data: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def growth(calibration: Mapping[str, Any], model: str) -> tuple[float, tuple[float, float]]:
-    """How many times more text the longest run has than the shortest; the range of how many times longer it took, over methods."""
+    """How many times the shortest text the longest is, and the range over methods of how many times as long it took."""
     spans = [sorted(lengths.values(), key=lambda f: f["tokens"]) for lengths in calibration["text"][model].values()]
     ratios = [last["seconds"] / first["seconds"] for first, *_, last in spans]
     return spans[0][-1]["tokens"] / spans[0][0]["tokens"], (min(ratios), max(ratios))
