@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsity_lib import ops
 from sparsity_lib.assets.models import load_model
-from sparsity_lib.bench.matvec import onednn_can
+from sparsity_lib.bench.matvec import onednn, onednn_can, onednn_pack
 from sparsity_lib.bench.timing import interleaved
 from sparsity_lib.observe import activations
 
@@ -77,8 +77,7 @@ def read_by_batch(layers: Sequence[Tensor], order: str, sizes: Sequence[int], de
 def _times(weights: Sequence[Tensor], layers: Sequence[Tensor], order: str, size: int) -> dict[str, float]:
     """Median seconds of all layers' down projections for a batch: dense by torch, sparse with own and with shared masks."""
     narrow = [w.to(torch.bfloat16).contiguous() for w in weights]
-    reorder = torch.ops.mkldnn._reorder_linear_weight if onednn_can(torch.bfloat16) else None
-    reordered = [reorder(w, size) for w in narrow] if reorder else None
+    reordered = [onednn_pack(w, size) for w in narrow] if onednn_can(torch.bfloat16) else None
     packed = [ops.pack(w, "inputs") for w in narrow]
     k = round(DENSITY * packed[0].inputs)
     parts = [batches(layer, order, size).to(torch.bfloat16) for layer in layers]
@@ -96,9 +95,13 @@ def _times(weights: Sequence[Tensor], layers: Sequence[Tensor], order: str, size
         "union": each(lambda i, x: ops.input_sparse(x, packed[i], k=k, share="union")),
     }
     if reordered:
-        cases["torch oneDNN, packed weights"] = each(
-            lambda i, x: torch.ops.mkldnn._linear_pointwise(x, reordered[i], None, "none", [], ""))
+        cases["torch oneDNN, packed weights"] = each(lambda i, x: onednn(x, reordered[i]))
     return {name: times.median for name, times in interleaved(cases, ROUNDS, desc=f"batches of {size}").items()}
+
+
+def speed(times: dict[str, float], share: str) -> float:
+    """How many times as fast as torch's best dense product the sparse one is, with "own" masks or their "union"."""
+    return min(seconds for name, seconds in times.items() if name.startswith("torch")) / times[share]
 
 
 def table(name: str, found: dict[str, Any]) -> str:
@@ -106,9 +109,7 @@ def table(name: str, found: dict[str, Any]) -> str:
     lines = [f"{name}: inputs of down projections, {DENSITY:.0%} a token: share that any token keeps, speed over torch's best"]
     for order in ORDERS:
         for size in BATCHES:
-            times = found["times"][order][str(size)]
-            best = min(t for n, t in times.items() if n.startswith("torch"))
             read = found["read"]["down_in"][order][str(size)]
-            own, union = best / times["own"], best / times["union"]
+            own, union = (speed(found["times"][order][str(size)], share) for share in ("own", "union"))
             lines.append(f"  {order:10} {size:3}  {read:5.0%}   own {own:.2f} x, union {union:.2f} x")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from sparsity_lib import ops
 from sparsity_lib.assets.models import load_model
-from sparsity_lib.bench.matvec import onednn_can
+from sparsity_lib.bench.matvec import onednn, onednn_can, onednn_pack
 from sparsity_lib.bench.timing import ReadBandwidth, interleaved
 from sparsity_lib.fit import fit
 from sparsity_lib.methods import claws
@@ -44,8 +44,7 @@ class _Block:
 
     def __init__(self, gate: Tensor, up: Tensor, down: Tensor, activation: str) -> None:
         self.plain = [w.to(torch.bfloat16).contiguous() for w in (gate, up, down)]
-        packing = torch.ops.mkldnn._reorder_linear_weight if onednn_can(torch.bfloat16) else None
-        self.reordered = [packing(w, 1) for w in self.plain] if packing else None
+        self.reordered = [onednn_pack(w, 1) for w in self.plain] if onednn_can(torch.bfloat16) else None
         gate, *rest = (ops.pack(w, skip) for w, skip in zip(self.plain, ("outputs", "outputs", "inputs"), strict=True))
         self.packed = [gate, *ops.pair(*rest)]
         self.activation = activation
@@ -59,7 +58,7 @@ class _Block:
 
     def onednn(self, x: Tensor) -> Tensor:
         gate, up, down = self.reordered
-        return _onednn(self._act(_onednn(x, gate)) * _onednn(x, up), down)
+        return onednn(self._act(onednn(x, gate)) * onednn(x, up), down)
 
     def sparse(self, x: Tensor, k: int, saliency: Tensor | None) -> Tensor:
         return ops.glu(x, *self.packed, activation=self.activation, k=k, saliency=saliency)
@@ -68,10 +67,6 @@ class _Block:
         """Bytes that the dense and the sparse block read."""
         gate, up, down = self.packed
         return gate.bytes + up.bytes + down.bytes, gate.bytes + k * (up.row_bytes + down.row_bytes)
-
-
-def _onednn(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 def _measure(blocks: list[_Block], inputs: list[list[Tensor]], saliencies: list[Tensor | None], k: int) -> dict[str, Any]:

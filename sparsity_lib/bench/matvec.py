@@ -86,9 +86,8 @@ def torch_cases(format: str, weights: list[Tensor], x: Tensor) -> dict[str, Case
             "matmul with W^T": lambda turn: x @ across[turn % n],
         }
         if onednn_can(dtype):
-            reordered = [torch.ops.mkldnn._reorder_linear_weight(w, 1) for w in plain]
-            cases["oneDNN, packed weights"] = lambda turn: torch.ops.mkldnn._linear_pointwise(
-                x, reordered[turn % n], None, "none", [], "")
+            reordered = [onednn_pack(w, 1) for w in plain]
+            cases["oneDNN, packed weights"] = lambda turn: onednn(x, reordered[turn % n])
         return cases
     if format == "int8":
         scales = [w.abs().amax(1) / 127 for w in weights]
@@ -98,6 +97,16 @@ def torch_cases(format: str, weights: list[Tensor], x: Tensor) -> dict[str, Case
     packs = [_int4(w) for w in weights]
     return {"_weight_int4pack_mm_for_cpu": lambda turn: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packs[turn % n][0], 32,
                                                                                                 packs[turn % n][1])}
+
+
+def onednn_pack(weight: Tensor, tokens: int) -> Tensor:
+    """A weight [out, in] in the order that oneDNN likes best for so many tokens."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, tokens)
+
+
+def onednn(x: Tensor, weight: Tensor) -> Tensor:
+    """oneDNN's product with a weight of `onednn_pack`."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 def onednn_can(dtype: torch.dtype) -> bool:

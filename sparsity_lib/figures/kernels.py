@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sparsity_lib import style
+from sparsity_lib.bench.batch import speed
 from sparsity_lib.bench.roofline import Roofline
 from sparsity_lib.bench.timing import by_length
 from sparsity_lib.figures.foundations import MODEL_LOOKS
@@ -109,9 +110,8 @@ def batches(data: Mapping[str, Any]) -> Figure:
             read = by_length(found["read"]["down_in"][order])
             left.plot(list(read), [100 * share for share in read.values()], linestyle=line, label=f"{model}, {order}", **look)
         times = by_length(found["times"]["strangers"])
-        dense = [min(t for n, t in each.items() if n.startswith("torch")) for each in times.values()]
         for share, line in (("union", "-"), ("own", (0, (4, 2)))):
-            speeds = [best / each[share] for best, each in zip(dense, times.values(), strict=True)]
+            speeds = [speed(each, share) for each in times.values()]
             right.plot(list(times), speeds, linestyle=line, label=f"{model}, {share}", **look)
     for axes in (left, right):
         axes.set(xlabel="tokens at once", xscale="log")
@@ -119,7 +119,7 @@ def batches(data: Mapping[str, Any]) -> Figure:
         axes.minorticks_off()
     right.axhline(1, color=style.BLACK, linewidth=0.8)
     left.set(ylabel="inputs that any of them keeps (%)", ylim=(45, 102))
-    right.set(ylabel="times as fast as the best\ndense product", ylim=(0, None))
+    right.set(ylabel="times as fast as torch's\nbest dense product", ylim=(0, None))
     for axes, where in ((left, "lower right"), (right, "upper right")):
         axes.legend(loc=where, fontsize=7.5)
     return figure
