@@ -60,7 +60,7 @@ static inline const float* fetch(const Output& p, int64_t from, int64_t to, floa
 // The sums of rows `b.rows`, times factors, `count` of them.
 static inline Output add_kept(const Team& team, const Scratch& b, const Weight& w, const float* bias, const float* factors,
                               int64_t count, float* y, float* partial) {
-    if (by_rows(w, 1)) {
+    if (by_rows(w, 1, team.size)) {
         add_parts(team, w, b.rows, factors, count, 1, partial);
         return Output{&w, bias, y, partial};
     }
@@ -179,7 +179,7 @@ static Output choose_neurons(const Team& team, const DecodeStep& s, const Layer&
     call.x.batch = 1, call.h = s.products, call.partial = s.partial[1];
     Scratch own = b;
     own.x = (float*)x;
-    if (by_rows(layer.down, 1)) {
+    if (by_rows(layer.down, 1, team.size)) {
         products_and_parts(team, call, own, count);
         return Output{&layer.down, layer.down_bias, s.ffn, s.partial[1]};
     }

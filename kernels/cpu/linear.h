@@ -10,7 +10,7 @@
 
 namespace ISA {
 
-constexpr int PASS = 4;          // rows a pass: their sum is taken before the accumulator is touched
+constexpr int PASS = 8;          // rows a pass: their sum is taken before the accumulator is touched
 constexpr int TOKENS = 4;        // tokens a pass share the converted weights
 constexpr int64_t STEP = 1024;  // bytes ahead, of each row in add_rows
 constexpr int64_t FLIGHT = 8192;  // bytes on their way where rows are short and lie apart
@@ -69,12 +69,17 @@ static inline void add_pass(const Weight& w, const int32_t* rows, const float* x
     }
 }
 
+// One token takes all N rows at once; more tokens take half of them twice, since registers hold a factor for each row and token.
 template <class F, int N>
 static inline void add_tokens(const Weight& w, const int32_t* rows, const float* x, int tokens, float* acc,
                               int64_t acc_stride, int64_t from, int64_t to, const int32_t* next) {
+    constexpr int HALF = N / 2;
     int t = 0;
-    for (; t + TOKENS <= tokens; t += TOKENS)
-        add_pass<F, N, TOKENS>(w, rows, x + t, tokens, acc + t * acc_stride, acc_stride, from, to, next);
+    for (; t + TOKENS <= tokens; t += TOKENS) {
+        float* sums = acc + t * acc_stride;
+        add_pass<F, HALF, TOKENS>(w, rows, x + t, tokens, sums, acc_stride, from, to, rows + HALF);
+        add_pass<F, HALF, TOKENS>(w, rows + HALF, x + HALF * tokens + t, tokens, sums, acc_stride, from, to, next);
+    }
     for (; t < tokens; t++) add_pass<F, N, 1>(w, rows, x + t, tokens, acc + t * acc_stride, acc_stride, from, to, next);
 }
 

@@ -117,7 +117,7 @@ static void input_sparse(const Team& team, const InputSparse& a) {
     for (int t = 0; t < a.x.batch; t++) read_vector(a.x, t, n, n, b.x + t * n);
     int64_t begin, end, kept, count = 0, total = 0;
     split(team, w, &begin, &end);
-    if (a.stripes == 1 && by_rows(w, a.x.batch)) {
+    if (a.stripes == 1 && by_rows(w, a.x.batch, team.size)) {
         count = choose_rows(a.select[0], b.x, n, n, a.x.batch, a.share, b, &kept);
         add_parts(team, w, b.rows, b.factors, count, a.x.batch, a.partial);
         team.wait();
@@ -181,7 +181,7 @@ static inline void products_and_parts(const Team& team, const SparseGlu& a, cons
         for (int64_t n = s.begin[p]; n < s.begin[p + 1]; n += TURN) {
             const int64_t stop = n + TURN < s.begin[p + 1] ? n + TURN : s.begin[p + 1];
             products(a, b, n, stop, s.known);
-            WITH_FORMAT(w, add_rows<F>(w, b.rows + n, a.h + n * tokens, stop - n, tokens, sums, w.padded, 0, w.padded, s.known - n));
+            add_whole_rows(w, b.rows + n, a.h + n * tokens, stop - n, tokens, sums, s.known - n);
         }
         settle_all(w, sums, w.padded, tokens, w.padded);
     }
@@ -204,7 +204,7 @@ static void sparse_glu(const Team& team, const SparseGlu& a) {
     int64_t kept;
     const int64_t count = choose_rows(a.select, a.g, neurons, neurons, tokens, a.share, b, &kept);
     if (a.kept && team.index == 0) *a.kept = count;
-    if (by_rows(*a.down, tokens)) {
+    if (by_rows(*a.down, tokens, team.size)) {
         products_and_parts(team, a, b, count);
         team.wait();
         finish_parts(team, *a.down, a.down_bias, a.y, a.partial, b.acc);

@@ -6,16 +6,19 @@ constexpr int MAX_BATCH = 16;
 constexpr int KEYS_MORE = 64;  // choose.h reads keys in whole vectors
 constexpr int ROWS_MORE = 16;  // and writes indices in whole vectors
 
-// Parts into which the rows of a narrow matrix are divided, whatever the number of threads or tokens: the order of a sum must
-// not depend on them (shares.h).
+// Parts into which the rows of a matrix are divided, whatever the number of threads or tokens: the order of a sum must not
+// depend on them (shares.h).
 constexpr int SHARES = 8;
-constexpr int64_t NARROW = 2048;       // bytes of the longest row of such a matrix
-constexpr int64_t SHARED_SUMS = 4096;  // outputs, times tokens, up to which threads divide its rows and not its outputs
-static inline bool in_shares(const Weight& w) {
+constexpr int64_t NARROW = 2048;        // bytes of a row, pieces of which are too short to be read one by one
+constexpr int64_t SHARED_SUMS = 32768;  // outputs, times tokens, up to which the parts' sums fit the second-level cache
+
+// Whether threads divide the rows, and read them whole, or the outputs. Parts that do not divide evenly among the threads
+// leave some of them waiting, which is worth it for narrow matrices only.
+static inline bool by_rows(const Weight& w, int tokens, int threads) {
     const int64_t bits[] = {32, 16, 8, 4};
-    return w.padded * bits[w.format] <= 8 * NARROW;
+    const bool narrow = w.padded * bits[w.format] <= 8 * NARROW;
+    return w.padded * tokens <= SHARED_SUMS && (narrow || SHARES % threads == 0);
 }
-static inline bool by_rows(const Weight& w, int tokens) { return in_shares(w) && w.padded * tokens <= SHARED_SUMS; }
 
 // One thread's buffers. n: the widest input of the call.
 struct Scratch {

@@ -1,8 +1,8 @@
-// Products with inputs skipped of narrow matrices: the order of their sums, and kept rows divided among the threads.
+// Products with inputs skipped: the order of their sums, and kept rows divided among the threads.
 //
-// With rows of a kilobyte or so, a thread that reads whole rows comes close to the memory's speed; one that reads a piece of
-// every row does not. The rows are divided into SHARES parts by their numbers, each with sums of its own, and those are
-// added up in order: neither the threads nor the other tokens of a batch change the result.
+// A thread that reads whole rows comes closer to the memory's speed than one that reads a piece of every row. The rows are
+// divided into SHARES parts by their numbers, each with sums of its own, and those are added up in order: neither the threads
+// nor the other tokens of a batch change the result.
 #pragma once
 #include "linear.h"
 #include "parallel.h"
@@ -49,6 +49,16 @@ static inline void settle_all(const Weight& w, float* acc, int64_t stride, int t
     for (int t = 0; t < tokens; t++) { WITH_FORMAT(w, settle<F>(acc + t * stride, width)); }
 }
 
+// sums[t] += the rows, all outputs, in as many blocks as they take.
+static inline void add_whole_rows(const Weight& w, const int32_t* rows, const float* x, int64_t count, int tokens, float* sums,
+                                  int64_t known) {
+    const int64_t block = block_of(tokens);
+    for (int64_t from = 0; from < w.padded; from += block) {
+        const int64_t to = from + block < w.padded ? from + block : w.padded;
+        WITH_FORMAT(w, add_rows<F>(w, rows, x, count, tokens, sums + from, w.padded, from, to, known));
+    }
+}
+
 // This thread's parts: [tokens][padded] sums of each.
 static inline void add_parts(const Team& team, const Weight& w, const int32_t* rows, const float* factors, int64_t count,
                              int tokens, float* partial) {
@@ -57,8 +67,7 @@ static inline void add_parts(const Team& team, const Weight& w, const int32_t* r
         const int64_t begin = s.begin[p];
         float* sums = sums_of(w, partial, tokens, p);
         clear(sums, w.padded, tokens, w.padded);
-        WITH_FORMAT(w, add_rows<F>(w, rows + begin, factors + begin * tokens, s.begin[p + 1] - begin, tokens, sums, w.padded, 0,
-                                   w.padded, s.known - begin));
+        add_whole_rows(w, rows + begin, factors + begin * tokens, s.begin[p + 1] - begin, tokens, sums, s.known - begin);
         settle_all(w, sums, w.padded, tokens, w.padded);
     }
 }
@@ -68,23 +77,25 @@ static inline void sum_parts(const Weight& w, const float* bias, const float* pa
                              float* out) {
     const int64_t size = tokens * w.padded;
     const float* sums = partial + t * w.padded;
-    for (int64_t o = from; o < to; o++) {
+    int64_t o = from;
+    for (; o + LANES <= to; o += LANES) {
+        vf total = load(sums + o);
+        for (int p = 1; p < SHARES; p++) total += load(sums + p * size + o);
+        store(out + o - from, total);
+    }
+    for (; o < to; o++) {
         float total = sums[o];
         for (int p = 1; p < SHARES; p++) total += sums[p * size + o];
-        if (w.format == FORMAT_I8) total *= ((const float*)w.scales)[o];
-        out[o - from] = bias ? total + bias[o] : total;
+        out[o - from] = total;
     }
+    for (o = from; w.format == FORMAT_I8 && o < to; o++) out[o - from] *= ((const float*)w.scales)[o];
+    for (o = from; bias && o < to; o++) out[o - from] += bias[o];
 }
 
 // The same sums in the same order for outputs [from, to), at most a block, by one thread. acc: [2][tokens][stride].
 static inline void add_in_order(const Weight& w, const int32_t* rows, const float* factors, int64_t count, int tokens, float* acc,
                                 int64_t stride, int64_t from, int64_t to) {
     clear(acc, stride, tokens, to - from);
-    if (!in_shares(w)) {
-        WITH_FORMAT(w, add_rows<F>(w, rows, factors, count, tokens, acc, stride, from, to, count));
-        settle_all(w, acc, stride, tokens, to - from);
-        return;
-    }
     const Shares s = shares_of(Team{0, 1, 0}, rows, count, w.rows);
     float* part = acc + tokens * stride;
     for (int p = 0; p < SHARES; p++) {

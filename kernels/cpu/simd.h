@@ -86,7 +86,8 @@ static inline float sum(vf v) {
 #endif
 }
 
-static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+// Into the second-level cache: more lines can be on their way to it than to the first.
+static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 static inline float from_bf16(uint16_t h) {
     const uint32_t bits = (uint32_t)h << 16;

@@ -70,6 +70,6 @@ inline bool prepare(int64_t n, int64_t batch, int threads, Scratch* scratch, int
 }
 
 // Floats that the parts of a product with divided rows take.
-inline int64_t parts_of(const Weight& w, int tokens) { return by_rows(w, tokens) ? SHARES * tokens * w.padded : 0; }
+inline int64_t parts_of(const Weight& w, int tokens) { return w.padded * tokens <= SHARED_SUMS ? SHARES * tokens * w.padded : 0; }
 
 }  // namespace
