@@ -74,6 +74,12 @@ static inline void read_scales(const Weight& w, int64_t row, int64_t col, int64_
     for (; i < count; i++) out[i] = from_bf16(from[i]) * factor;
 }
 
+// Scales lie apart from the rows: they are fetched a pass ahead.
+template <class F> static inline void fetch_scales(const Weight& w, int64_t row, int64_t col, int64_t count) {
+    const char* from = (const char*)((const uint16_t*)w.scales + (row * w.padded + col) / F::shared);
+    for (int64_t at = 0; at < 2 * count; at += 64) prefetch(from + at);
+}
+
 // n floats (whole lines of the format) in the order of the format's vectors; from and to may be the same.
 template <class F> static inline void arrange(const float* from, int64_t n, float* to) {
     if (!F::in_pairs) {

@@ -6,6 +6,7 @@
 // Sums run over rows (add_rows) or along a row (dot_rows) in an order that no number of threads changes.
 #pragma once
 #include "formats.h"
+#include "int4.h"
 #include "ops_args.h"
 
 namespace ISA {
@@ -32,15 +33,22 @@ static inline void add_pass(const Weight& w, const int32_t* rows, const float* x
     vf factors[N][T];  // in registers: the compiler cannot know that the accumulators do not overlap x
     for (int n = 0; n < N; n++)
         for (int t = 0; t < T; t++) factors[n][t] = splat(x[n * x_stride + t]);
-    float scales[F::scaled ? N : 1][F::scaled ? BLOCK / F::shared : 1];  // one token: times its factor already
+    constexpr int GROUPS = F::scaled ? BLOCK / F::shared : 1;
+    float scales[F::scaled ? N : 1][F::scaled ? GROUPS + LANES : 1];  // one token: times its factor already
     if (F::scaled)
         for (int n = 0; n < N; n++)
             read_scales<F>(w, rows[n], from, (to - from) / F::shared, T == 1 ? x[n * x_stride] : 1.0f, scales[n]);
+    if (F::scaled && next)
+        for (int n = 0; n < N; n++) fetch_scales<F>(w, next[n], from, (to - from) / F::shared);
     const char *here[N], *there[N];
     const int64_t bytes = (to - from) / F::unit * 64, step = STEP < bytes ? STEP : bytes;
     for (int n = 0; n < N; n++) {
         here[n] = (const char*)F(w, rows[n], from).line + step;
         there[n] = next ? (const char*)F(w, next[n], from).line + step - bytes : here[n];
+    }
+    if constexpr (F::scaled && T == 1 && N % 2 == 0) {
+        Whole<N, GROUPS> whole;
+        if (to_whole(scales, (to - from) / F::shared, whole)) return add_whole<F, N, GROUPS>(here, there, whole, acc, bytes, step);
     }
     int64_t place = 0, group = 0;
     F line[N];

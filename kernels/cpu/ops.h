@@ -39,6 +39,7 @@ static inline void read_arranged(const Vectors& v, int t, const Weight& w, float
 static inline int64_t choose_rows(const Select& s, const float* x, int64_t stride, int64_t n, int tokens, int32_t share,
                                   const Scratch& b, int64_t* kept) {
     if (tokens == 1) {
+        if (const int64_t count = keep_at_once(s, x, n, b.rows, b.factors); count >= 0) return *kept = count;
         score_entries(s, x, n, b.value, b.score);
         const int64_t count = keep_entries(s, b.score, n, b.rows, b.keys);
         for (int64_t i = 0; i < count; i++) b.factors[i] = b.value[b.rows[i]];
@@ -174,7 +175,7 @@ constexpr int64_t TURN = 2 * PASS;
 static inline void products_and_parts(const Team& team, const SparseGlu& a, const Scratch& b, int64_t count) {
     const Weight& w = *a.down;
     const int tokens = a.x.batch;
-    const Shares s = shares_of(team, b.rows, count, w.rows);
+    const Shares s = shares_of(team, w, b.rows, count);
     for (int p = s.first; p < s.last; p++) {
         float* sums = sums_of(w, a.partial, tokens, p);
         clear(sums, w.padded, tokens, w.padded);

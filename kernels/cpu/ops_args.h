@@ -4,20 +4,24 @@
 
 constexpr int MAX_BATCH = 16;
 constexpr int KEYS_MORE = 64;  // choose.h reads keys in whole vectors
-constexpr int ROWS_MORE = 16;  // and writes indices in whole vectors
+constexpr int ROWS_MORE = 16;  // and writes indices and values in whole vectors
 
 // Parts into which the rows of a matrix are divided, whatever the number of threads or tokens: the order of a sum must not
-// depend on them (shares.h).
-constexpr int SHARES = 8;
+// depend on them (shares.h). Fewer where rows are long, since the parts' sums have to be added up.
+constexpr int SHARES = 8, FEW_SHARES = 4;
 constexpr int64_t NARROW = 2048;        // bytes of a row, pieces of which are too short to be read one by one
 constexpr int64_t SHARED_SUMS = 32768;  // outputs, times tokens, up to which the parts' sums fit the second-level cache
+
+static inline int shares_in(const Weight& w) {
+    const int64_t bits[] = {32, 16, 8, 4};
+    return w.padded * bits[w.format] <= 8 * NARROW ? SHARES : FEW_SHARES;
+}
 
 // Whether threads divide the rows, and read them whole, or the outputs. Parts that do not divide evenly among the threads
 // leave some of them waiting, which is worth it for narrow matrices only.
 static inline bool by_rows(const Weight& w, int tokens, int threads) {
-    const int64_t bits[] = {32, 16, 8, 4};
-    const bool narrow = w.padded * bits[w.format] <= 8 * NARROW;
-    return w.padded * tokens <= SHARED_SUMS && (narrow || SHARES % threads == 0);
+    const int shares = shares_in(w);
+    return w.padded * tokens <= SHARED_SUMS && (shares == SHARES || shares % threads == 0);
 }
 
 // One thread's buffers. n: the widest input of the call.
@@ -25,7 +29,7 @@ struct Scratch {
     float* x;         // [batch, n]
     float* value;     // [n]
     float* score;     // [n]
-    float* factors;   // [n, batch]
+    float* factors;   // [n, batch], and ROWS_MORE
     float* acc;       // [2, batch, block_of(batch)]
     int32_t* rows;    // [n + ROWS_MORE]
     uint16_t* marks;  // [n]
@@ -41,7 +45,7 @@ struct InputSparse {
     const float* bias;
     int32_t share;
     int64_t* read;  // weights read, added up over threads (may be null)
-    float* partial; // [SHARES, batch, padded] where the rows are divided (shares.h)
+    float* partial; // [shares, batch, padded] where the rows are divided (shares.h)
     Scratch* scratch;
 };
 
@@ -59,7 +63,7 @@ struct SparseGlu {
     int32_t activation, share;
     Vectors x, y;
     float *g, *h;   // [batch, neurons], [neurons, batch]
-    float* partial; // [SHARES, batch, padded] where the rows of `down` are divided (shares.h)
+    float* partial; // [shares, batch, padded] where the rows of `down` are divided (shares.h)
     int64_t* kept;  // neurons read (may be null)
     Scratch* scratch;
 };

@@ -1,7 +1,7 @@
 // Products with inputs skipped: the order of their sums, and kept rows divided among the threads.
 //
 // A thread that reads whole rows comes closer to the memory's speed than one that reads a piece of every row. The rows are
-// divided into SHARES parts by their numbers, each with sums of its own, and those are added up in order: neither the threads
+// divided into parts by their numbers, each with sums of its own, and those are added up in order: neither the threads
 // nor the other tokens of a batch change the result.
 #pragma once
 #include "linear.h"
@@ -16,26 +16,28 @@ struct Shares {
     int64_t known;  // the end of this thread's rows
 };
 
-// rows: the `count` kept of n, ascending.
-static inline Shares shares_of(const Team& team, const int32_t* rows, int64_t count, int64_t n) {
+// rows: the `count` kept ones, ascending.
+static inline Shares shares_of(const Team& team, const Weight& w, const int32_t* rows, int64_t count) {
+    const int64_t n = w.rows;
+    const int shares = shares_in(w);
     Shares found;
     int64_t place = 0;
-    for (int p = 0; p < SHARES; p++) {
+    for (int p = 0; p < shares; p++) {
         int64_t low = place, high = count;
         while (low < high) {
             const int64_t middle = (low + high) / 2;
-            if (rows[middle] < n * p / SHARES) low = middle + 1; else high = middle;
+            if (rows[middle] < n * p / shares) low = middle + 1; else high = middle;
         }
         found.begin[p] = place = low;
     }
-    found.begin[SHARES] = count;
+    found.begin[shares] = count;
     int edges[2];
     for (int side = 0; side < 2; side++) {  // the border next to an equal division
         const int64_t wanted = count * (team.index + side) / team.size;
         int p = 0;
-        while (p < SHARES && found.begin[p + 1] <= wanted) p++;
-        if (p < SHARES && wanted - found.begin[p] > found.begin[p + 1] - wanted) p++;
-        edges[side] = team.index + side == 0 ? 0 : team.index + side == team.size ? SHARES : p;
+        while (p < shares && found.begin[p + 1] <= wanted) p++;
+        if (p < shares && wanted - found.begin[p] > found.begin[p + 1] - wanted) p++;
+        edges[side] = team.index + side == 0 ? 0 : team.index + side == team.size ? shares : p;
     }
     found.first = edges[0], found.last = edges[1];
     found.known = found.begin[found.last];
@@ -62,7 +64,7 @@ static inline void add_whole_rows(const Weight& w, const int32_t* rows, const fl
 // This thread's parts: [tokens][padded] sums of each.
 static inline void add_parts(const Team& team, const Weight& w, const int32_t* rows, const float* factors, int64_t count,
                              int tokens, float* partial) {
-    const Shares s = shares_of(team, rows, count, w.rows);
+    const Shares s = shares_of(team, w, rows, count);
     for (int p = s.first; p < s.last; p++) {
         const int64_t begin = s.begin[p];
         float* sums = sums_of(w, partial, tokens, p);
@@ -77,15 +79,16 @@ static inline void sum_parts(const Weight& w, const float* bias, const float* pa
                              float* out) {
     const int64_t size = tokens * w.padded;
     const float* sums = partial + t * w.padded;
+    const int shares = shares_in(w);
     int64_t o = from;
     for (; o + LANES <= to; o += LANES) {
         vf total = load(sums + o);
-        for (int p = 1; p < SHARES; p++) total += load(sums + p * size + o);
+        for (int p = 1; p < shares; p++) total += load(sums + p * size + o);
         store(out + o - from, total);
     }
     for (; o < to; o++) {
         float total = sums[o];
-        for (int p = 1; p < SHARES; p++) total += sums[p * size + o];
+        for (int p = 1; p < shares; p++) total += sums[p * size + o];
         out[o - from] = total;
     }
     for (o = from; w.format == FORMAT_I8 && o < to; o++) out[o - from] *= ((const float*)w.scales)[o];
@@ -96,9 +99,9 @@ static inline void sum_parts(const Weight& w, const float* bias, const float* pa
 static inline void add_in_order(const Weight& w, const int32_t* rows, const float* factors, int64_t count, int tokens, float* acc,
                                 int64_t stride, int64_t from, int64_t to) {
     clear(acc, stride, tokens, to - from);
-    const Shares s = shares_of(Team{0, 1, 0}, rows, count, w.rows);
+    const Shares s = shares_of(Team{0, 1, 0}, w, rows, count);
     float* part = acc + tokens * stride;
-    for (int p = 0; p < SHARES; p++) {
+    for (int p = 0; p < shares_in(w); p++) {
         const int64_t begin = s.begin[p], size = s.begin[p + 1] - begin;
         if (!size) continue;
         clear(part, stride, tokens, to - from);

@@ -46,7 +46,7 @@ inline Scratch carve(Carver& c, int64_t n, int64_t batch) {
     s.x = c.take<float>(batch * n);
     s.value = c.take<float>(n);
     s.score = c.take<float>(n);
-    s.factors = c.take<float>(batch * n);
+    s.factors = c.take<float>(batch * n + ROWS_MORE);
     s.acc = c.take<float>(2 * ACCUMULATORS);
     s.rows = c.take<int32_t>(n + ROWS_MORE);
     s.marks = c.take<uint16_t>(n);

@@ -17,7 +17,7 @@ from sparsity_lib.ops.packed import FORMATS, Packed
 
 #: Environment variable that holds an instruction set to use instead of the processor's best, or "off".
 SWITCH = "SPARSITY_ISA"
-ISAS = ("avx512", "avx2", "baseline")
+ISAS = ("avx512vnni", "avx512", "avx2", "baseline")
 #: Dtypes of vectors that the library knows, with its numbers.
 FLOATS = {torch.float32: 0, torch.bfloat16: 1}
 _STATUS = {1: "refused its arguments", 2: "found no memory for its buffers"}

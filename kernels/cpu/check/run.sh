@@ -26,7 +26,7 @@ first=$!
 objects g++ thread "*.cpp" $thread
 wait $first
 for each in address thread; do g++ ${!each} "$out/$each"/*.o "$out"/checks/*.o -o "$out/$each/check" -pthread; done
-for isa in baseline avx2 avx512; do run "address sanitizer, $isa" "$out/address/check" $isa; done
+for isa in baseline avx2 avx512 avx512vnni; do run "address sanitizer, $isa" "$out/address/check" $isa; done
 run "thread sanitizer" "$out/thread/check" baseline
 if command -v aarch64-linux-gnu-g++ > /dev/null && command -v qemu-aarch64 > /dev/null; then
     objects aarch64-linux-gnu-g++ arm "*.cpp" -O3
