@@ -42,7 +42,9 @@ EXPORT int sparsity_input_sparse(const Weight* weight, const Select* select, int
     float* partial;
     threads = team_of(threads);
     if (!prepare(weight->rows, x->batch, threads, scratch, 1, &parts, &partial)) return NO_MEMORY;
-    InputSparse call{weight, select, stripes, stripe_width, *x, *y, bias, share, read, partial, scratch};
+    Weight w = *weight;
+    w.rounded = x->format == FORMAT_BF16;
+    InputSparse call{&w, select, stripes, stripe_width, *x, *y, bias, share, read, partial, scratch};
     run_team([](const Team& team, void* a) { kernels->input_sparse(team, *static_cast<InputSparse*>(a)); }, &call, threads);
     return OK;
 }
@@ -73,7 +75,9 @@ EXPORT int sparsity_glu(const Weight* gate, const Weight* up, const Weight* down
     float* shared[3];
     threads = team_of(threads);
     if (!prepare(larger(gate->rows, gate->padded), x->batch, threads, scratch, 3, extra, shared)) return NO_MEMORY;
-    SparseGlu call{gate,        up, down, gate_bias, up_bias,   down_bias, *select, activation, share, *x, *y,
+    Weight w = *down;
+    w.rounded = x->format == FORMAT_BF16;
+    SparseGlu call{gate,        up, &w,   gate_bias, up_bias,   down_bias, *select, activation, share, *x, *y,
                    shared[0], shared[1], shared[2], kept, scratch};
     run_team([](const Team& team, void* a) { kernels->sparse_glu(team, *static_cast<SparseGlu*>(a)); }, &call, threads);
     return OK;

@@ -1,4 +1,5 @@
-// A pass over rows of int4 for one token, in whole numbers: widening every weight to a float would take longer than reading it.
+// A pass over rows of int4 for one token of bfloat16, in whole numbers: widening every weight to a float would take longer than
+// reading it.
 //
 // What a row's weights are multiplied by, x_n s_ng (g: a group of entries that share a scale), is rounded to 16 bits in units of
 // the largest of the pass's N rows; the sum over the rows is then exact, and becomes a float once for each output. So a product
@@ -39,6 +40,8 @@ template <int N, int GROUPS> struct Whole {
 // factors: [N][groups], room for whole vectors. Returns whether whole numbers can hold them: not NaN, infinite or tiny ones.
 template <int N, int GROUPS, int ROOM>
 static inline bool to_whole(float (&factors)[N][ROOM], int64_t groups, Whole<N, GROUPS>& w) {
+    for (int64_t g = groups; g % LANES; g++)
+        for (int n = 0; n < N; n++) factors[n][g] = 0.0f;
     vi good = (vi){} - 1;
     for (int64_t g = 0; g < groups; g += LANES) {
         vf largest = (vf){};
@@ -49,14 +52,14 @@ static inline bool to_whole(float (&factors)[N][ROOM], int64_t groups, Whole<N, 
         }
         good &= (largest >= 1e-30f) | (largest == 0.0f);
         const vf inverse = select(largest > 0.0f, WHOLE / largest, (vf){});
-        vi sum = (vi){};
+        vu sum = (vu){};  // unsigned: what does not fit is not used
         for (int n = 0; n < N; n += 2) {
-            const vi a = (vi)(load(factors[n] + g) * inverse + ROUNDER) - 0x4b400000;  // the bits of ROUNDER
-            const vi b = (vi)(load(factors[n + 1] + g) * inverse + ROUNDER) - 0x4b400000;
+            const vu a = (vu)(load(factors[n] + g) * inverse + ROUNDER) - 0x4b400000u;  // the bits of ROUNDER
+            const vu b = (vu)(load(factors[n + 1] + g) * inverse + ROUNDER) - 0x4b400000u;
             sum += a + b;
-            *(vi_any*)(w.pairs[n / 2] + g) = (a & 0xffff) | (b << 16);
+            *(vi_any*)(w.pairs[n / 2] + g) = (vi)((a & 0xffffu) | (b << 16));
         }
-        *(vi_any*)(w.offset + g) = sum * -8;
+        *(vi_any*)(w.offset + g) = (vi)(sum * -8u);
         store(w.unit + g, largest * (1.0f / WHOLE));
     }
     int32_t all = -1;
@@ -77,7 +80,7 @@ static inline void add_whole(const char* const (&here)[N], const char* const (&t
             const int64_t at = place - ahead + 4 * v;
             vi total[8];
 #pragma GCC unroll 8
-            for (int k = 0; k < 8; k++) total[k] = (w.offset[group + k / SHARED] - (vi){}) << (k % 4 == 3 ? 0 : 4 * (k % 4));
+            for (int k = 0; k < 8; k++) total[k] = (vi)(((vu)(w.offset[group + k / SHARED] - (vi){})) << (k % 4 == 3 ? 0u : 4u * (k % 4)));
 #pragma GCC unroll 8
             for (int n = 0; n < N; n += 2) {
                 const vu a = *(const vu_any*)(here[n] + at), b = *(const vu_any*)(here[n + 1] + at);

@@ -48,7 +48,7 @@ static inline void add_pass(const Weight& w, const int32_t* rows, const float* x
     }
     if constexpr (F::scaled && T == 1 && N % 2 == 0) {
         Whole<N, GROUPS> whole;
-        if (to_whole(scales, (to - from) / F::shared, whole)) return add_whole<F, N, GROUPS>(here, there, whole, acc, bytes, step);
+        if (w.rounded && to_whole(scales, (to - from) / F::shared, whole)) return add_whole<F, N, GROUPS>(here, there, whole, acc, bytes, step);
     }
     int64_t place = 0, group = 0;
     F line[N];

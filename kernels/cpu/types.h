@@ -21,6 +21,7 @@ struct Weight {
     int64_t stride;
     int32_t format;
     int32_t group;
+    int64_t rounded;  // int4: whether products may be rounded to 16 bits (int4.h), as is fine where x itself has 8
 };
 
 // Keep entry i where |x_i - shift_i| * scale_i is not <= threshold (so NaN is kept), or is among the k largest.

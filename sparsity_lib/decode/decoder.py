@@ -115,7 +115,9 @@ class Decoder:
     def _pack(self, weight: Tensor, skip: str) -> structures.Weight:
         packed: Packed = pack(weight.detach(), skip, self._format, self._group)
         self._alive.append(packed)
-        return library.weight_of(packed)
+        structure = library.weight_of(packed)
+        structure.rounded = int(self.source.dtype == torch.bfloat16)
+        return structure
 
     def _site(self, choice: Choice | None) -> structures.Site:
         if choice is None:

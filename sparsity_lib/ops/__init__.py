@@ -36,7 +36,9 @@ def input_sparse(
 
         y_o = b_o + sum_i m_i (x_i - shift_i) W[o, i],   m_i = |x_i - shift_i| scale_i > threshold, or among the k largest
 
-    The sum is taken in float32. NaN is kept, so that it stays visible; ties in rank go to the lower index.
+    The sum is taken in float32; with int4 weights and one token of bfloat16, x_i times the scale of W[o, i] is rounded to 16
+    bits in units of the largest of eight rows (a CPU then adds whole numbers). NaN is kept, so that it stays visible; ties in
+    rank go to the lower index.
 
     Parameters
     ----------

@@ -27,7 +27,8 @@ class Weight(ctypes.Structure):
     """types.h: Weight."""
 
     _fields_ = [("data", ctypes.c_void_p), ("scales", ctypes.c_void_p), ("rows", ctypes.c_int64), ("cols", ctypes.c_int64),
-                ("padded", ctypes.c_int64), ("stride", ctypes.c_int64), ("format", ctypes.c_int32), ("group", ctypes.c_int32)]
+                ("padded", ctypes.c_int64), ("stride", ctypes.c_int64), ("format", ctypes.c_int32), ("group", ctypes.c_int32),
+                ("rounded", ctypes.c_int64)]
 
 
 class Select(ctypes.Structure):

@@ -37,9 +37,13 @@ void input_sparse(const Call& c, const std::vector<Rule>& rules, int64_t width =
         for (int t = 0; t < c.tokens; t++)
             for (int64_t o = first; o < last; o++) {
                 Sum sum;
+                const Mask& mask = c.share == SHARE_UNION ? any : masks[t];
+                std::vector<double> kept(c.inputs);
                 for (int64_t i = 0; i < c.inputs; i++)
-                    if (c.share == SHARE_UNION ? any[i] : masks[t][i])
-                        sum.add(double(x.at(t, i) - (rule.shift.empty() ? 0 : rule.shift[i])) * m.at(i, o));
+                    if (mask[i]) kept[i] = double(x.at(t, i) - (rule.shift.empty() ? 0 : rule.shift[i]));
+                const double unit = unit_of(m, c.in, o, kept);
+                for (int64_t i = 0; i < c.inputs; i++)
+                    if (mask[i]) sum.add(kept[i] * m.at(i, o), rounding(m, i, o, unit));
                 expected[t * c.outputs + o] = sum.times(1, c.bias ? bias[o] : 0);
             }
     }
@@ -124,11 +128,16 @@ void glu(const Call& c, const Glu& options) {
     for (int t = 0; t < c.tokens; t++)
         for (int64_t o = 0; o < inputs; o++) {
             Sum sum;
+            const Mask& mask = c.share == SHARE_UNION ? any : masks[t];
+            std::vector<double> kept(neurons);
             for (int64_t j = 0; j < neurons; j++)
-                if (c.share == SHARE_UNION ? any[j] : masks[t][j]) {
+                if (mask[j]) kept[j] = g[t][j].value * u[t][j].value;
+            const double unit = unit_of(down, c.in, o, kept);
+            for (int64_t j = 0; j < neurons; j++)
+                if (mask[j]) {
                     const Bounded &a = g[t][j], &b = u[t][j];
                     const double error = fabs(a.value) * b.error + fabs(b.value) * a.error + a.error * b.error;
-                    sum.add(a.value * b.value * down.at(j, o), error * fabs(down.at(j, o)));
+                    sum.add(kept[j] * down.at(j, o), error * fabs(down.at(j, o)) + rounding(down, j, o, unit));
                 }
             expected[t * inputs + o] = sum.times(1, c.bias ? biases[2][o] : 0);
         }

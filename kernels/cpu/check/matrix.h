@@ -27,6 +27,12 @@ struct Matrix {
     std::vector<uint8_t> data, scales;
     Weight weight{};
     float at(int64_t row, int64_t col) const { return values[row * weight.cols + col]; }
+    // The scale of an entry of int4.
+    float scale_at(int64_t row, int64_t col) const {
+        const uint32_t bits = uint32_t(((const uint16_t*)scales.data())[(row * weight.padded + col) / weight.group]) << 16;
+        float scale;
+        return memcpy(&scale, &bits, 4), scale;
+    }
     int64_t row_bytes() const {
         const int64_t bits[] = {32, 16, 8, 4};
         return weight.padded * bits[weight.format] / 8;
@@ -72,7 +78,7 @@ inline Matrix matrix(int64_t rows, int64_t cols, Stored stored, bool scale_by_ro
     const int unit[] = {16, 32, 64, 128};
     const int64_t padded = (cols + unit[stored.format] - 1) / unit[stored.format] * unit[stored.format];
     Matrix m;
-    m.weight = Weight{nullptr, nullptr, rows, cols, padded, padded, stored.format, stored.group};
+    m.weight = Weight{nullptr, nullptr, rows, cols, padded, padded, stored.format, stored.group, 0};
     m.values.resize(rows * cols);
     m.data.assign(rows * m.row_bytes(), 0);
     if (stored.format == FORMAT_I8)

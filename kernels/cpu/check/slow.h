@@ -83,6 +83,20 @@ inline Bounded dot(const Matrix& m, int64_t output, const std::vector<Bounded>& 
     return sum.times(1);
 }
 
+// The unit to which x_i times an entry's scale may be rounded in a product of int4 for one output (int4.h), x being bfloat16; 0 for
+// other products. values: x, 0 where it is dropped. 0.52: half a unit, and the roundings on the way to it.
+inline double unit_of(const Matrix& m, int32_t format, int64_t output, const std::vector<double>& values) {
+    double largest = 0;
+    if (m.weight.format != FORMAT_I4 || format != FORMAT_BF16) return 0;
+    for (size_t i = 0; i < values.size(); i++) largest = fmax(largest, fabs(values[i] * m.scale_at(i, output)));
+    return largest * 0.52 / 32767;
+}
+
+// By how much a product's term may then be off: the unit times the whole number that the entry is.
+inline double rounding(const Matrix& m, int64_t input, int64_t output, double unit) {
+    return unit == 0 ? 0 : unit * fabs(m.at(input, output) / m.scale_at(input, output));
+}
+
 // Activation and its error: none of the functions is steeper than 1.2.
 inline Bounded activated(Bounded x, int32_t activation) {
     const double v = x.value, error = 1.2 * x.error + 16 * EPS * fabs(v);
