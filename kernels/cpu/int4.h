@@ -44,14 +44,14 @@ static inline bool to_whole(float (&factors)[N][ROOM], int64_t groups, Whole<N, 
         for (int n = 0; n < N; n++) factors[n][g] = 0.0f;
     vi good = (vi){} - 1;
     for (int64_t g = 0; g < groups; g += LANES) {
-        vf largest = (vf){};
+        vi bits = (vi){};  // sizes in the order of whole numbers, NaN the largest
         for (int n = 0; n < N; n++) {
-            const vf f = load(factors[n] + g), size = (vf)((vi)f & 0x7fffffff);
-            good &= size <= 1e30f;
-            largest = select(size > largest, size, largest);
+            const vi size = (vi)load(factors[n] + g) & 0x7fffffff;
+            bits = size > bits ? size : bits;
         }
-        good &= (largest >= 1e-30f) | (largest == 0.0f);
-        const vf inverse = select(largest > 0.0f, WHOLE / largest, (vf){});
+        const vf largest = (vf)bits;
+        good &= ((largest >= 1e-30f) & (largest <= 1e30f)) | (bits == 0);
+        const vf inverse = select(bits > 0, WHOLE / largest, (vf){});
         vu sum = (vu){};  // unsigned: what does not fit is not used
         for (int n = 0; n < N; n += 2) {
             const vu a = (vu)(load(factors[n] + g) * inverse + ROUNDER) - 0x4b400000u;  // the bits of ROUNDER
@@ -70,8 +70,8 @@ static inline bool to_whole(float (&factors)[N][ROOM], int64_t groups, Whole<N, 
 // acc[o] += `bytes` of each row, times w. here: the rows, `ahead` bytes further on, as far as they are fetched before they are
 // used; there: the same of the next rows, whose first bytes follow this pass's last ones.
 template <class F, int N, int GROUPS>
-static inline void add_whole(const char* const (&here)[N], const char* const (&there)[N], const Whole<N, GROUPS>& w, float* acc,
-                             int64_t bytes, int64_t ahead) {
+static inline void add_whole(const char* const (&here)[N], const char* const (&there)[N], const Whole<N, GROUPS>& w,
+                             float* acc, int64_t bytes, int64_t ahead) {
     constexpr int SHARED = F::shared / 16;  // of the 8 nibbles of a dword, so many in a row belong to one group
     constexpr int PARTS = F::unit / F::shared;
     for (int64_t place = 0, group = 0; place < bytes; place += 64, group += PARTS) {

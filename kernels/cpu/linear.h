@@ -13,7 +13,7 @@ namespace ISA {
 
 constexpr int PASS = 8;          // rows a pass: their sum is taken before the accumulator is touched
 constexpr int TOKENS = 4;        // tokens a pass share the converted weights
-constexpr int64_t STEP = 1024;  // bytes ahead, of each row in add_rows
+constexpr int64_t STEP = 2048;  // bytes ahead, of each row in add_rows
 constexpr int64_t FLIGHT = 8192;  // bytes on their way where rows are short and lie apart
 constexpr int64_t DISTANCE = 3072;  // bytes that a row is fetched ahead of its use
 constexpr int64_t PIECE = 4096;  // entries of a row whose scales are widened at once
