@@ -53,7 +53,7 @@ void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
     for (int i = 0; i < threads; i++) {
         b.scratch[i] = carve(c, n, 1);
         b.residual[i] = c.take<float>(m.hidden);
-        b.scores[i] = c.take<float>(m.capacity + 16);
+        b.scores[i] = c.take<float>(HEADS_TOGETHER * scores_pitch(m.capacity));
         b.wide[i] = c.take<float>(n);
     }
     b.qkv = c.take<float>((m.heads + 2 * m.kv_heads) * m.head_dim);

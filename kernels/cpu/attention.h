@@ -1,4 +1,4 @@
-// Attention of one query over the cache, head by head.
+// Attention of one query over the cache.
 #pragma once
 #include "formats.h"
 
@@ -43,28 +43,60 @@ static inline float exponentials(float* scores, int64_t n, float highest) {
     return sum(sums);
 }
 
-// V: vectors of a head. Sums stay in registers: the compiler cannot know that caches and scores do not overlap them.
-template <class C, int V>
+// G heads, which share their keys and values, so that each of these is read and widened once. V: vectors of a head. Sums stay in
+// registers: the compiler cannot know that caches and scores do not overlap them. scores: [G][pitch].
+template <class C, int V, int G>
 static void attention_of(const float* q, const void* keys, const void* values, int64_t base, int64_t start, int64_t stop,
-                         float scaling, float cap, float* scores, float* out) {
+                         float scaling, float cap, float* scores, int64_t pitch, float* out) {
     constexpr int64_t d = V * LANES;
-    vf query[V], sums[V];
-    for (int v = 0; v < V; v++) query[v] = load(q + v * LANES), sums[v] = (vf){};
-    float highest = -__builtin_inff();
-    for (int64_t t = start; t < stop; t++) {
-        vf total = query[0] * C::get(keys, base + t * d);
-        for (int v = 1; v < V; v++) total += query[v] * C::get(keys, base + t * d + v * LANES);
-        float score = sum(total) * scaling;
-        if (cap > 0.0f) score = cap * __builtin_tanhf(score / cap);
-        scores[t - start] = score;
-        highest = score > highest ? score : highest;
+    constexpr int PART = V < 4 ? V : 4;  // vectors of a head that are summed at a time
+    vf query[G][V];
+    float highest[G], factor[G];
+    for (int g = 0; g < G; g++) {
+        highest[g] = -__builtin_inff();
+        for (int v = 0; v < V; v++) query[g][v] = load(q + g * d + v * LANES);
     }
-    const float factor = 1.0f / exponentials(scores, stop - start, highest);
     for (int64_t t = start; t < stop; t++) {
-        const float weight = scores[t - start] * factor;
-        for (int v = 0; v < V; v++) sums[v] += weight * C::get(values, base + t * d + v * LANES);
+        vf total[G];
+        for (int g = 0; g < G; g++) total[g] = (vf){};
+        for (int v = 0; v < V; v++) {
+            const vf key = C::get(keys, base + t * d + v * LANES);
+            for (int g = 0; g < G; g++) total[g] += query[g][v] * key;
+        }
+        for (int g = 0; g < G; g++) {
+            float score = sum(total[g]) * scaling;
+            if (cap > 0.0f) score = cap * __builtin_tanhf(score / cap);
+            scores[g * pitch + t - start] = score;
+            highest[g] = score > highest[g] ? score : highest[g];
+        }
     }
-    for (int v = 0; v < V; v++) store(out + v * LANES, sums[v]);
+    for (int g = 0; g < G; g++) factor[g] = 1.0f / exponentials(scores + g * pitch, stop - start, highest[g]);
+    for (int part = 0; part < V; part += PART) {
+        vf sums[G][PART];
+        for (int g = 0; g < G; g++)
+            for (int v = 0; v < PART; v++) sums[g][v] = (vf){};
+        for (int64_t t = start; t < stop; t++) {
+            vf value[PART];
+            for (int v = 0; v < PART; v++) value[v] = C::get(values, base + t * d + (part + v) * LANES);
+            for (int g = 0; g < G; g++) {
+                const float weight = scores[g * pitch + t - start] * factor[g];
+                for (int v = 0; v < PART; v++) sums[g][v] += weight * value[v];
+            }
+        }
+        for (int g = 0; g < G; g++)
+            for (int v = 0; v < PART; v++) store(out + g * d + (part + v) * LANES, sums[g][v]);
+    }
+}
+
+template <class C, int V>
+static void attention_of_group(int heads, const float* q, const void* keys, const void* values, int64_t base, int64_t start,
+                               int64_t stop, float scaling, float cap, float* scores, int64_t pitch, float* out) {
+    switch (heads) {
+        case 1: return attention_of<C, V, 1>(q, keys, values, base, start, stop, scaling, cap, scores, pitch, out);
+        case 2: return attention_of<C, V, 2>(q, keys, values, base, start, stop, scaling, cap, scores, pitch, out);
+        case 3: return attention_of<C, V, 3>(q, keys, values, base, start, stop, scaling, cap, scores, pitch, out);
+        default: return attention_of<C, V, 4>(q, keys, values, base, start, stop, scaling, cap, scores, pitch, out);
+    }
 }
 
 // Heads of any other size.
@@ -87,22 +119,26 @@ static void attention_of_any(const float* q, const void* keys, const void* value
 }
 
 template <class C>
-static void attention_with(const float* q, const void* keys, const void* values, int64_t base, int64_t start, int64_t stop,
-                           int64_t d, float scaling, float cap, float* scores, float* out) {
+static void attention_with(int heads, const float* q, const void* keys, const void* values, int64_t base, int64_t start,
+                           int64_t stop, int64_t d, float scaling, float cap, float* scores, int64_t pitch, float* out) {
     switch (d) {
-        case 64: return attention_of<C, 64 / LANES>(q, keys, values, base, start, stop, scaling, cap, scores, out);
-        case 128: return attention_of<C, 128 / LANES>(q, keys, values, base, start, stop, scaling, cap, scores, out);
-        case 256: return attention_of<C, 256 / LANES>(q, keys, values, base, start, stop, scaling, cap, scores, out);
-        default: return attention_of_any<C>(q, keys, values, base, start, stop, d, scaling, cap, scores, out);
+        case 64: return attention_of_group<C, 64 / LANES>(heads, q, keys, values, base, start, stop, scaling, cap, scores, pitch, out);
+        case 128: return attention_of_group<C, 128 / LANES>(heads, q, keys, values, base, start, stop, scaling, cap, scores, pitch, out);
+        case 256: return attention_of_group<C, 256 / LANES>(heads, q, keys, values, base, start, stop, scaling, cap, scores, pitch, out);
+        default:
+            for (int h = 0; h < heads; h++)
+                attention_of_any<C>(q + h * d, keys, values, base, start, stop, d, scaling, cap, scores, out + h * d);
     }
 }
 
-static void attention_head(const float* q, const void* keys, const void* values, int32_t format, int64_t base, int64_t start,
-                           int64_t stop, int64_t d, float scaling, float cap, float* scores, float* out) {
+// `heads` heads, at most HEADS_TOGETHER, one after the other in q and out, of the same keys and values.
+static void attention_heads(int heads, const float* q, const void* keys, const void* values, int32_t format, int64_t base,
+                            int64_t start, int64_t stop, int64_t d, float scaling, float cap, float* scores, int64_t pitch,
+                            float* out) {
     if (format == FORMAT_F32)
-        attention_with<CacheF32>(q, keys, values, base, start, stop, d, scaling, cap, scores, out);
+        attention_with<CacheF32>(heads, q, keys, values, base, start, stop, d, scaling, cap, scores, pitch, out);
     else
-        attention_with<CacheBF16>(q, keys, values, base, start, stop, d, scaling, cap, scores, out);
+        attention_with<CacheBF16>(heads, q, keys, values, base, start, stop, d, scaling, cap, scores, pitch, out);
 }
 
 }  // namespace ISA

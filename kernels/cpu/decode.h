@@ -121,10 +121,13 @@ static void attend(const Team& team, const DecodeStep& s, const Layer& layer, co
     team.wait();
     const int64_t start = layer.window > 0 && s.position >= layer.window ? s.position - layer.window + 1 : 0;
     note(team, s, 2.0 * kv * d * (s.position + 1 - start) * (m.cache_format == FORMAT_F32 ? 4 : 2));
-    for (int64_t h = first; h < last; h++) {
-        const int64_t base = (h / (q / kv)) * m.capacity * d;
-        attention_head(own + (h - first) * d, layer.keys, layer.values, m.cache_format, base, start, s.position + 1, d, m.scaling,
-                       m.attention_cap, s.scores[team.index], s.attention + h * d);
+    for (int64_t h = first; h < last;) {
+        const int64_t shared = h / (q / kv), after = (shared + 1) * (q / kv), end = after < last ? after : last;
+        const int together = (int)(end - h < HEADS_TOGETHER ? end - h : HEADS_TOGETHER);
+        attention_heads(together, own + (h - first) * d, layer.keys, layer.values, m.cache_format, shared * m.capacity * d, start,
+                        s.position + 1, d, m.scaling, m.attention_cap, s.scores[team.index], scores_pitch(m.capacity),
+                        s.attention + h * d);
+        h += together;
     }
     team.wait();
 }

@@ -3,6 +3,10 @@
 #pragma once
 #include "ops_args.h"
 
+constexpr int HEADS_TOGETHER = 4;  // heads of the same keys and values that are taken together (attention.h)
+// From one of their rows of scores to the next: whole lines.
+static inline int64_t scores_pitch(int64_t capacity) { return (capacity + 31) / 16 * 16; }
+
 // What is dropped in front of a projection; without it the projection is dense, and packed by outputs.
 // rotation: by outputs, Q^T; entries are dropped from Q^T x, and the projection holds W Q.
 struct Site {
@@ -45,6 +49,6 @@ struct DecodeStep {
     double* bytes;  // of weights and cache read, added up (may be null)
     Scratch* scratch;
     float** residual;  // one [hidden] a thread
-    float** scores;    // one [capacity] a thread
+    float** scores;    // [HEADS_TOGETHER, scores_pitch] a thread
     float** wide;      // one [all heads] or [neurons] a thread
 };
