@@ -32,7 +32,9 @@ from sparsity_lib.train.recipe import TrainRecipe
 from sparsity_lib.train.tokenizer import bytes_of_tokens, train_tokenizer
 from sparsity_lib.train.trainer import Trained, train
 
-#: Every n-th training passage teaches the tokenizer.
+#: The training sources that are prose, as the calibration and evaluation texts are: half of the tokens from each.
+SOURCES = ("boolq-train", "hellaswag-train")
+#: Every n-th of their passages teaches the tokenizer.
 TOKENIZER = {"vocabulary": VOCABULARY, "max_length": LENGTH, "every": 4}
 #: 64 sequences of 512 tokens, which no training text overlaps.
 EVALUATION = {"tokens": 64 * LENGTH, "length": LENGTH, "seed": 0}
@@ -60,13 +62,13 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
     for name in SMALL:
         params = {"model": name, "recipe": RECIPES[name].to_json(), "config": _described(name)}
         if name != "small-vit":
-            params |= {"tokenizer": TOKENIZER, "evaluation": EVALUATION, "length": LENGTH}
+            params |= {"sources": SOURCES, "tokenizer": TOKENIZER, "evaluation": EVALUATION, "length": LENGTH}
         if name == "small-llama-relu":
             params["from"] = data["small-llama"]["files"]  # trained anew where its origin was
         data[name] = checkpoint.item(params, partial(_make, name))
         remove(_work(name))
         print(f"{name}: {_summary(data[name])}", flush=True)
-    return data, {"tokenizer": TOKENIZER, "evaluation": EVALUATION, "length": LENGTH,
+    return data, {"sources": SOURCES, "tokenizer": TOKENIZER, "evaluation": EVALUATION, "length": LENGTH,
                   "recipes": {name: recipe.to_json() for name, recipe in RECIPES.items()}}, [0, 1]
 
 
@@ -90,7 +92,7 @@ def _work(name: str) -> Path:
 
 @cache
 def _tokenizer():
-    chosen = passages("training")[:: TOKENIZER["every"]]
+    chosen = [passage for source in SOURCES for passage in passages("training", source)[:: TOKENIZER["every"]]]
     return train_tokenizer(chosen, TOKENIZER["vocabulary"], TOKENIZER["max_length"])
 
 
@@ -115,8 +117,7 @@ def _make(name: str) -> dict:
     if vision:
         data, loss = digits("training"), labelled
     else:
-        data = token_sequences(_tokenizer(), "training", tokens=recipe.steps * recipe.batch * LENGTH, length=LENGTH)
-        loss = next_token
+        data, loss = _training_text(recipe), next_token
     mixture = name == "small-mixtral"
     if mixture:
         model.config.output_router_logits = True  # the loss then keeps the experts' loads alike
@@ -128,6 +129,12 @@ def _make(name: str) -> dict:
         "parameters": sum(p.numel() for p in model.parameters()), "files": files, **_described_run(made),
         "evaluation": _accuracy(name) if vision else _quality(name),
     }
+
+
+def _training_text(recipe: TrainRecipe) -> Tensor:
+    """Just as much as the recipe reads, [sequences, tokens]; the trainer mixes the sources."""
+    each = recipe.steps * recipe.batch * LENGTH // len(SOURCES)
+    return torch.cat([token_sequences(_tokenizer(), "training", source=s, tokens=each, length=LENGTH) for s in SOURCES])
 
 
 def _described_run(made: Trained) -> dict:
