@@ -1,4 +1,4 @@
-"""The small networks kept with the book: whole, as measured, and open to every method."""
+"""The small networks kept with the book: whole, and as good as measured."""
 
 import functools
 import json
@@ -7,49 +7,23 @@ import shutil
 
 import pytest
 import torch
-from core_tiny import seen_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
 
 import sparsity_lib as sl
-from sparsity_lib import Recipe, Rule, SparsityError, fit, install, installed, lm, project, results, uninstall
+from sparsity_lib import SparsityError, lm, project, results
 from sparsity_lib.assets import SMALL, digits, passages, small_path, token_sequences
 from sparsity_lib.assets.overlap import all_runs, overlapping
 from sparsity_lib.errors import AssetError
-from sparsity_lib.parts.select import Threshold, TopK
 from sparsity_lib.train.tokenizer import END, bytes_of_tokens, train_tokenizer
 
 DATA = results.load("smallnets").data
 TEXT = [name for name in SMALL if name != "small-vit"]
-ATTENTION = {"qkv_in", "o_in"}
-KINDS = {
-    **dict.fromkeys(("small-gpt2", "small-falcon", "small-mpt", "small-vit"), ATTENTION | {"up_in", "down_in"}),
-    **dict.fromkeys(("small-llama", "small-llama-relu", "small-mixtral"), ATTENTION | {"up_in", "gate", "down_in"}),
-    "small-mamba2": {"in_proj_in", "out_proj_in"},
-}
 
 
 @functools.cache
 def loaded(name):
     return sl.load_model(name)
-
-
-def inputs(name, rows=2):
-    if name == "small-vit":
-        return {"pixel_values": digits("evaluation")["pixel_values"][:rows]}
-    return {"input_ids": token_sequences(loaded(name)[1], "evaluation", tokens=64 * rows, length=64)}
-
-
-@torch.no_grad()
-def outputs(name):
-    return loaded(name)[0](**inputs(name)).logits
-
-
-def everywhere(name, density, select=TopK):
-    """Every site of the model, of gate and down_in only the gate."""
-    kinds = KINDS[name] - ({"down_in"} if "gate" in KINDS[name] else set())
-    return Recipe("everywhere", tuple(Rule(kind, select(density)) for kind in sorted(kinds)))
 
 
 def test_the_manifest_lists_them_all_and_they_are_small():
@@ -60,7 +34,8 @@ def test_the_manifest_lists_them_all_and_they_are_small():
     for name in SMALL:
         assert DATA[name]["parameters"] == sum(p.numel() for p in loaded(name)[0].parameters())
         curve = DATA[name]["curve"]["losses"]
-        assert curve[-1] < 0.75 * curve[0] and DATA[name]["seen"] > 0 and DATA[name]["per_second"] > 0
+        least = 1.0 if name == "small-llama-relu" else 0.75  # it starts from trained weights
+        assert curve[-1] < least * curve[0] and DATA[name]["seen"] > 0 and DATA[name]["per_second"] > 0
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -70,13 +45,21 @@ def test_they_load_like_every_other_model(name):
     assert (tokenizer is None) == (name == "small-vit")
     if tokenizer is not None:
         ids = tokenizer("The river rises in", return_tensors="pt").input_ids
-        made = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+        made = model.generate(ids, min_new_tokens=8, max_new_tokens=8, do_sample=False, pad_token_id=0)
         assert made.shape == (1, ids.shape[1] + 8) and tokenizer.decode(made[0]).startswith("The river rises in")
+
+
+@functools.cache
+def unigram():
+    """Entropy, in nats a token, of the evaluation text's own token frequencies: no model without context does better."""
+    ids = token_sequences(loaded("small-llama")[1], "evaluation", tokens=64 * 512, length=512)
+    share = ids.flatten().bincount().double() / ids.numel()
+    return float(torch.special.entr(share).sum())
 
 
 @pytest.mark.parametrize("name", TEXT)
 def test_the_loss_is_the_one_measured(name):
-    """On a sixteenth of the text, within four standard errors of the manifest's mean; a broken weight is far off."""
+    """On a sixteenth of the text, near the manifest's mean; a broken weight is far off."""
     model, tokenizer = loaded(name)
     ids = token_sequences(tokenizer, "evaluation", tokens=4 * 512, length=512)
     with torch.no_grad():
@@ -84,7 +67,9 @@ def test_the_loss_is_the_one_measured(name):
         losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
     stored = DATA[name]["evaluation"]
     assert abs(float(losses.mean()) - stored["loss"]) < 4 * float(losses.std()) / math.sqrt(len(losses)) + 0.1
-    assert stored["loss"] < 5.0 < math.log(len(tokenizer)) and 1.0 < stored["bits_per_byte"] < 2.8
+    assert stored["loss"] < unigram() - 0.8 and unigram() < math.log(len(tokenizer))
+    bytes_a_token = stored["loss"] / math.log(2) / stored["bits_per_byte"]
+    assert bytes_a_token == pytest.approx(float(bytes_of_tokens(tokenizer)[ids].double().mean()), rel=0.05)
 
 
 def test_the_vit_reads_digits_that_it_never_saw():
@@ -93,48 +78,6 @@ def test_the_vit_reads_digits_that_it_never_saw():
         right = loaded("small-vit")[0](pixel_values=held["pixel_values"]).logits.argmax(-1) == held["labels"]
     accuracy = float(right.double().mean())
     assert accuracy == pytest.approx(DATA["small-vit"]["evaluation"]["accuracy"], abs=0.004) and accuracy > 0.9
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_every_style_has_its_sites(name):
-    found, everything = sl.find_sites(loaded(name)[0]), sl.weights_per_token(loaded(name)[0])
-    assert set(found.kinds()) == KINDS[name] and found.layers >= 4
-    assert everything > sum(x.weights for x in found.linears) > 0.6 * everything
-
-
-@pytest.mark.parametrize("select", [TopK, Threshold])
-@pytest.mark.parametrize("name", SMALL)
-def test_zero_sparsity_changes_nothing_and_half_does(name, select):
-    model, before = loaded(name)[0], outputs(name)
-    batches = [inputs(name)]
-    with installed(model, fit(everywhere(name, 1.0, select), model, batches=batches)):
-        # the tapped experts sum in another order than the stock ones
-        tolerance = {"rtol": 1e-5, "atol": 1e-4} if name == "small-mixtral" else {"rtol": 0, "atol": 0}
-        torch.testing.assert_close(outputs(name), before, **tolerance)
-    install(model, fit(everywhere(name, 0.5, select), model, batches=batches))
-    assert not torch.allclose(outputs(name), before, atol=1e-2)
-    uninstall(model)
-    assert torch.equal(outputs(name), before)
-
-
-@pytest.mark.parametrize("name", ["small-mamba2", "small-llama-relu", "small-gpt2"])
-def test_a_sparse_network_survives_saving(name, tmp_path):
-    model, tokenizer = sl.load_model(name)
-    install(model, fit(everywhere(name, 0.5), model, batches=[inputs(name)]))
-    model.save_pretrained(tmp_path)
-    again, _ = AutoModelForCausalLM.from_pretrained(tmp_path), tokenizer
-    with torch.no_grad():
-        assert torch.equal(again(**inputs(name)).logits, model(**inputs(name)).logits)
-
-
-def test_relu_makes_the_products_of_llama_zero():
-    """The share of exact zeros that enters the down projection, of which SwiGLU has none."""
-    shares = {}
-    for name in ("small-llama", "small-llama-relu"):
-        model, ids = loaded(name)[0], inputs(name)["input_ids"]
-        seen = [seen_by(model, layer.mlp.down_proj, ids) for layer in model.model.layers]
-        shares[name] = float(torch.cat(seen).eq(0).double().mean())
-    assert shares["small-llama"] < 0.001 and shares["small-llama-relu"] > 0.6
 
 
 @pytest.fixture
