@@ -3,13 +3,14 @@
 import torch
 
 from sparsity_lib.bench import batch, calibration, decode, evaluation, glu, gpu, matvec
-from sparsity_lib.experiments import claws_benchmarks, claws_lora, claws_stability, claws_sweep
+from sparsity_lib.experiments import claws_benchmarks, claws_lora, claws_stability, claws_sweep, smallnets
 
 EXPERIMENTS = {
     "claws_sweep": claws_sweep.run,
     "claws_benchmarks": claws_benchmarks.run,
     "claws_lora": claws_lora.run,
     "claws_stability": claws_stability.run,
+    "smallnets": smallnets.run,
     "bench/matvec": matvec.run,
     "bench/glu": glu.run,
     "bench/batch": batch.run,
