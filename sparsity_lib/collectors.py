@@ -27,7 +27,8 @@ class Collector(Protocol):
         """Take in `values` [..., C], and dLoss/dvalues of the same shape if `needs_grad`."""
 
 
-def _refuse_broken(values: Tensor, what: str) -> None:
+def refuse_broken(values: Tensor, what: str) -> None:
+    """Raise SparsityError where `values` are not finite; `what` they are opens the message."""
     if not torch.isfinite(values).all():
         raise SparsityError(
             f"{what} on the calibration text hold NaN or infinity. "
@@ -52,7 +53,7 @@ class LogHistogram:
         return "log_histogram"
 
     def update(self, values: Tensor, grad: Tensor | None = None) -> None:
-        _refuse_broken(values, "Scores")
+        refuse_broken(values, "Scores")
         bits = values.detach().float().contiguous().view(torch.int32).flatten() >> self.SHIFT
         self.counts += torch.bincount(bits, minlength=len(self.counts)).cpu()
 
@@ -83,7 +84,7 @@ class SecondMoment:
         return "second_moment"
 
     def update(self, values: Tensor, grad: Tensor | None = None) -> None:
-        _refuse_broken(values, "Inputs")
+        refuse_broken(values, "Inputs")
         rows = values.detach().float().flatten(0, -2)
         self.total += (rows.T @ rows).double().cpu()  # float32 inside a batch, float64 across batches
         self.tokens += len(rows)
@@ -115,7 +116,7 @@ class GradientSize:
 
     def update(self, values: Tensor, grad: Tensor | None = None) -> None:
         assert grad is not None
-        _refuse_broken(grad, "Gradients")
+        refuse_broken(grad, "Gradients")
         values, grad = values.detach().float(), grad.detach().float()
         if self.skip_first and values.dim() == 3:
             values, grad = values[:, 1:], grad[:, 1:]

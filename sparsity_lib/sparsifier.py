@@ -43,7 +43,7 @@ class Sparsifier(nn.Module):
             kept = repair(kept, z, mask, tensors)
         if self.recorder is not None:
             self.recorder((mask & (z != 0)).sum(-1))
-        return self.rule.transform.inverse(kept, tensors)
+        return self.rule.transform.inverse(kept, tensors).to(x.dtype)
 
     def mask(self, z: Tensor) -> Tensor:
         """The entries of z [..., width] that are kept."""
