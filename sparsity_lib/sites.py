@@ -8,7 +8,8 @@
 
 They are found from a model's structure: the longest stack of equal blocks, the linear layers in each
 block, which of them lie in attention, and how their widths fit together. Llama, Mistral, Qwen, Gemma,
-Falcon, MPT, GPT-2, Mixtral, BERT-like encoders and ViT are covered by the same few rules.
+Falcon, MPT, GPT-2, Mixtral, BERT-like encoders and ViT are covered by the same few rules; Mamba2's two
+projections are the sites up_in and down_in of a block without attention.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _CROSS = re.compile(r"cross|encoder_attn", re.I)
 
 @dataclass(frozen=True)
 class Linear:
-    """One weight matrix [out, in]; `role` is q, k, v, o, qkv, gate, up, gate_up or down.
+    """One weight matrix [out, in]; `role` is q, k, v, o, qkv, gate, up, gate_up, down, in or out.
 
     `per_token` counts how many such matrices a token reads: 1, or the experts it is routed to.
     """
@@ -173,6 +174,8 @@ def _block_sites(model, prefix: str, block: nn.Module, layer: int) -> Iterable[t
     experts = [(f"{prefix}.{n}", m) for n, m in block.named_modules() if is_experts(m)]
     if experts:
         yield from _expert_sites(model, prefix, *experts[0], layer)
+    elif len(ffn) == 2 and [name.rsplit(".", 1)[-1] for name, _ in ffn] == ["in_proj", "out_proj"]:
+        yield from _state_space_sites(model, prefix, ffn, layer)
     elif len(ffn) >= 2:
         yield from _ffn_sites(model, prefix, ffn, layer)
 
@@ -210,6 +213,13 @@ def _ffn_sites(model, prefix, found, layer):
     act = _activation(model, ups[0][0].rsplit(".", 1)[0]) if len(ups) == 2 else None
     if act is not None:
         yield Site(layer, GATE, prefix, down_in, (down_name,), (ups[1][0],), model=model, act=act), []
+
+
+def _state_space_sites(model, prefix, found, layer):
+    """Mamba2's two projections stand where an FFN's do: what enters the block is up_in, what leaves the scan is down_in."""
+    for kind, role, (name, module) in zip((UP_IN, DOWN_IN), ("in", "out"), found, strict=True):
+        linear = Linear(name, layer, role, *_shape(module))
+        yield Site(layer, kind, prefix, linear.inputs, (name,), model=model), [linear]
 
 
 def _plain_experts(experts: nn.Module) -> bool:

@@ -26,7 +26,7 @@ CELLS, QUANTILES = 80, (0.002, 0.998)
 
 def networks() -> dict[str, Callable[[], Network]]:
     """Networks without a gate by name: the sentence encoder, and the small ones that were trained for this book."""
-    return {"minilm-l6": Sentences, **small_networks.plain()}
+    return {"minilm-l6": Sentences, **small_networks.openers(gated=False)}
 
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
@@ -57,7 +57,7 @@ def _ablate(held: list[Network], load: Callable[[], Network], center: str) -> di
     points = [{"method": "down", "down": s, "center": center} for s in TARGETS]
     plans = network.fit([scap_common.recipe_of(point) for point in points])
     return {
-        "dense": network.score(None).to_json(),
+        "dense": network.score(None).to_json(), "scale": network.scale,
         "points": [{**p, **network.score(plan).to_json()} for p, plan in zip(points, plans, strict=True)],
         "centers": [float(plans[0].tensors[f"{i}.{DOWN_IN}.shift"][0]) if center != "none" else 0.0
                     for i in range(len(plans[0].widths))],

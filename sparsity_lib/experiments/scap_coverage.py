@@ -87,9 +87,9 @@ def entries() -> dict[str, Entry]:
         "gemma3-270m": Entry("decoder, 4- to 6-bit weights (Q4_K_M, dequantised)", partial(Tasks, "gemma3-270m")),
         "minilm-l6": Entry("encoder, MRPC", Sentences, centered=True, attention=True),
     }
-    for name, load in {**small_networks.plain(), **small_networks.others()}.items():
-        found[name] = Entry(small_networks.what(name), load, trained_here=True, centered=small_networks.centered(name),
-                            attention=small_networks.attention(name))
+    for name, load in small_networks.openers().items():
+        kind = small_networks.SMALL[name]
+        found[name] = Entry(kind.what, load, trained_here=True, centered=not kind.gated, attention=kind.attention)
     return found
 
 
