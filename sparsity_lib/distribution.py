@@ -92,19 +92,28 @@ class Distribution:
         return torch.cat([-up.flip(0), torch.zeros(1, dtype=torch.float64), up])
 
     def numbers(self) -> int:
-        """How many numbers each row has seen; refuses none at all."""
-        if self.count == 0:
-            raise SparsityError("A statistic was asked for before any calibration text was read.")
+        """How many numbers were read: all, or of each channel."""
         return self.count
 
+    def _check_read(self) -> None:
+        if self.count == 0:
+            raise SparsityError("A statistic was asked for before any calibration text was read.")
+
+    def center(self) -> Tensor:
+        """The mean, float64 [rows]."""
+        self._check_read()
+        return self.mean
+
     def std(self) -> Tensor:
-        """Standard deviation (of a sample: divided by n - 1), [rows]."""
-        return (self.squares / max(1, self.numbers() - 1)).sqrt()
+        """Standard deviation (of a sample: divided by n - 1), float64 [rows]."""
+        self._check_read()
+        return (self.squares / max(1, self.count - 1)).sqrt()
 
     def quantile(self, level: float) -> Tensor:
         """The value below which a share `level` of the numbers lies, linear inside its bin, float64 [rows]."""
+        self._check_read()
         below = self.bins.cumsum(1, dtype=torch.int64)
-        rank = level * self.numbers()
+        rank = level * self.count
         index = torch.searchsorted(below, torch.full((len(below), 1), max(1, math.ceil(rank))))
         inside = self.bins.gather(1, index)
         before = below.gather(1, index) - inside
@@ -122,7 +131,7 @@ class Distribution:
         if self.channels is not None:
             raise refuse("channels of a mode", self.channels, "None")
         low, high, width = float(self.low), float(self.high), float(self.std())
-        width *= bandwidth * min(self.numbers(), SCOTT_NUMBERS) ** -0.2
+        width *= bandwidth * min(self.count, SCOTT_NUMBERS) ** -0.2
         if low == high or width == 0:
             return low if low == high else float(self.mean)
         used = self.bins[0].nonzero()[:, 0]

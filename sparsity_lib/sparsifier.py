@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,12 @@ class Sparsifier(nn.Module):
         self.recorder: Callable[[Tensor], None] | None = None
         for name, shape in rule.shapes(site).items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32, device=device))
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over fitted tensors; those on the meta device are still to come (from a checkpoint)."""
+        for name, tensor in tensors.items():
+            if tensor.device.type != "meta":
+                self.get_buffer(name).copy_(tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:

@@ -65,10 +65,9 @@ class Shift(Transform):
         return Distribution(site.width if self.per_channel else None, histogram=self.by != "mean")
 
     def fit(self, collector: Distribution, site: Site) -> dict[str, Tensor]:
-        collector.numbers()
         if self.by == "mode":
             return {"shift": torch.tensor([collector.mode(self.bandwidth, self.grid)], dtype=torch.float32)}
-        return {"shift": (collector.mean if self.by == "mean" else collector.quantile(0.5)).float()}
+        return {"shift": (collector.center() if self.by == "mean" else collector.quantile(0.5)).float()}
 
     def forward(self, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         return as_float32(x) - tensors["shift"]
