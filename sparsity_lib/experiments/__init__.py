@@ -15,6 +15,7 @@ from sparsity_lib.experiments import (
     scap_grid,
     scap_targets,
     scap_tasks,
+    teal_allocation,
 )
 
 EXPERIMENTS = {
@@ -28,6 +29,7 @@ EXPERIMENTS = {
     "scap_coverage": scap_coverage.run,
     "scap_targets": scap_targets.run,
     "scap_beams": scap_beams.run,
+    "teal_allocation": teal_allocation.run,
     "bench/scap_decode": scap_decode.run,
     "bench/matvec": matvec.run,
     "bench/glu": glu.run,

@@ -41,7 +41,8 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
 def _measure(loaded: dict, params: dict) -> dict[str, Any]:
     if not loaded:
         loaded["model"], loaded["tokenizer"] = load_model(params["model"])
-        loaded["plan"] = fit(scap_common.recipe_of(params["point"]), loaded["model"], loaded["tokenizer"], **params["calibration"])
+        recipe = scap_common.recipe_of(params["point"])
+        loaded["plan"] = fit(recipe, loaded["model"], loaded["tokenizer"], **params["calibration"])
         loaded["ids"] = common.evaluation_ids(loaded["tokenizer"], params["prompts"], params["prompt_tokens"])
     model, width, beams = loaded["model"], params["width"], params["kind"] == "beams"
     options = {"max_new_tokens": params["new_tokens"], "min_new_tokens": params["new_tokens"], "do_sample": False,

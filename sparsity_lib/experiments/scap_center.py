@@ -114,16 +114,14 @@ def histograms(layers: list[Distribution], cells: int = CELLS) -> dict[str, Any]
     high = max(float(d.quantile(QUANTILES[1])[0]) for d in layers)
     edges = np.linspace(low, high if high > low else low + 1.0, cells + 1)
     return {
-        "edges": edges.tolist(), "shares": [np.diff([below(d, e) for e in edges]).tolist() for d in layers],
+        "edges": edges.tolist(), "shares": [np.diff([share(d, float(e)) for e in edges]).tolist() for d in layers],
         "mean": [float(d.mean[0]) for d in layers], "median": [float(d.quantile(0.5)[0]) for d in layers],
         "mode": [d.mode() for d in layers], "std": [float(d.std()[0]) for d in layers],
-        "near_zero": [below(d, 0.05) - below(d, -0.05) for d in layers],
-        "near_mode": [below(d, d.mode() + 0.05) - below(d, d.mode() - 0.05) for d in layers],
+        "near_zero": [share(d, 0.05) - share(d, -0.05) for d in layers],
+        "near_mode": [share(d, d.mode() + 0.05) - share(d, d.mode() - 0.05) for d in layers],
     }
 
 
-def below(found: Distribution, value: float) -> float:
-    """Share of the numbers at or below `value`, linear inside its bin."""
-    edges = found._edges().numpy()
-    counts = found.bins[0].double().cumsum(0).numpy()
-    return float(np.interp(value, edges[1:], counts, left=0.0) / found.numbers())
+def share(found: Distribution, value: float) -> float:
+    """Share of all numbers below `value`."""
+    return float(found.share_below(value)[0])

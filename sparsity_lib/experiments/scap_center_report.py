@@ -75,8 +75,8 @@ def ablation_rows(ablation: Mapping[str, Any], at: float = 0.5) -> list[list[Any
             loss, weights = losses(each)
             change = task_change(each, each["points"][place])
             rows.append([
-                short(network), center, Number(100 * sparsities(each)[place], ".1f"), cell(ratio_interval(loss[place], weights), ".4f"),
-                in_points(change), Number(100 * within(each), ".0f", atol=10),
+                short(network), center, Number(100 * sparsities(each)[place], ".1f"),
+                cell(ratio_interval(loss[place], weights), ".4f"), in_points(change), Number(100 * within(each), ".0f", atol=10),
                 None if center == "none" else in_points(gain(centers, center)),
             ])
     return rows
@@ -88,7 +88,8 @@ def distribution_rows(distributions: Mapping[str, Any]) -> list[list[Any]]:
     rows = []
     for network, places in distributions.items():
         for place, found in places.items():
-            middle = {name: float(np.median(found[name])) for name in ("mean", "median", "mode", "std", "near_zero", "near_mode")}
+            names = ("mean", "median", "mode", "std", "near_zero", "near_mode")
+            middle = {name: float(np.median(found[name])) for name in names}
             rows.append([short(network), place, *(Number(middle[n], ".3f", atol=0.005) for n in ("mean", "median", "mode", "std")),
                          Number(float(np.median(offset(found))), ".2f", atol=0.02),
                          Number(100 * middle["near_zero"], ".1f"), Number(100 * middle["near_mode"], ".1f")])
@@ -104,8 +105,8 @@ def verdict_gain(ablation: Mapping[str, Any], network: str) -> Verdict:
     """S3: points of down sparsity that centring on the mode adds at equal quality."""
     found = gain(ablation[network])
     return effect(
-        f"S3, {short(network)}", "mode-centering lifts the sparsity of down's inputs at -1% from 12.7 to 57.4% (MPT) and from 30.5 "
-        "to 50.3% (Falcon)",
+        f"S3, {short(network)}", "mode-centering lifts the sparsity of down's inputs at -1% from 12.7 to 57.4% (MPT) and from "
+        "30.5 to 50.3% (Falcon)",
         f"points of down sparsity at the loss that the uncentred network has at {AT:.0%}; the smaller of both published gains",
         number=100 * found.value, low=100 * found.low, high=100 * found.high, published=19.8)
 

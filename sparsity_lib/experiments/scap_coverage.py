@@ -74,8 +74,9 @@ class Entry:
     attention: bool = False
 
     def points(self) -> list[dict[str, Any]]:
-        extra: dict[str, Any] = {"center": "mode"} if self.centered else {}
-        return [{"method": "scap", "up": u, "down": d, **({"attention": u} if self.attention else {}), **extra} for u, d in LADDER]
+        extra = {"center": "mode"} if self.centered else {}
+        points = [{"method": "scap", "up": up, "down": down, **extra} for up, down in LADDER]
+        return [{**p, "attention": p["up"]} if self.attention else p for p in points]
 
 
 def entries() -> dict[str, Entry]:

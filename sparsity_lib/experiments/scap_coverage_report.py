@@ -47,8 +47,9 @@ def coverage_rows(data: Mapping[str, Any]) -> list[list[Any]]:
         targets = ", ".join(f"{group} {100 * point['point'][group]:.0f}" for group in ("attention", "up", "down")
                             if group in point["point"])
         star = "*" if point["point"].get("center", "none") != "none" else ""
-        rows.append([short(name) + star, found["what"], own, score(found["dense"]), in_points(relative_change(point, found["dense"])),
-                     Number(100 * met(found), ".0f"), targets])
+        change = in_points(relative_change(point, found["dense"]))
+        rows.append([short(name) + star, found["what"], own, score(found["dense"]), change, Number(100 * met(found), ".0f"),
+                     targets])
     return rows
 
 
@@ -60,7 +61,7 @@ def score(dense: Mapping[str, Any]) -> Number:
 
 
 def target_rows(data: Mapping[str, Any]) -> list[list[Any]]:
-    """Model, way of fitting, site, target (%); actual sparsity over tasks and texts: mean, lowest and highest of any layer (%)."""
+    """Model and way, site and target; actual sparsity over texts and layers: mean, lowest, highest, median distance (%)."""
     rows = []
     for model, ways in data.items():
         for way, targets in ways.items():
@@ -73,7 +74,9 @@ def target_rows(data: Mapping[str, Any]) -> list[list[Any]]:
     return rows
 
 
-def target_points(data: Mapping[str, Any], model: str, way: str, kind: str = DOWN_IN) -> dict[int, list[tuple[float, str, float]]]:
+def target_points(
+    data: Mapping[str, Any], model: str, way: str, kind: str = DOWN_IN
+) -> dict[int, list[tuple[float, str, float]]]:
     """layer -> [(target, task or text, actual)]: what `figures.scap.targets` draws."""
     points: dict[int, list[tuple[float, str, float]]] = {}
     for target, found in data[model][way].items():
@@ -91,8 +94,9 @@ def beam_rows(data: Mapping[str, Any], batch: Mapping[str, Any] | None = None) -
         for width, sites in sorted(widths.items(), key=lambda item: int(item[0])):
             for site, found in sites.items():
                 needed = mean_interval(np.array(found["needed"]))
-                read = None if batch is None else batch["read"].get(site, {}).get("neighbours" if kind == "beams" else "strangers")
-                other = None if read is None or width not in read else Number(100 * read[width], ".1f")
+                order = "neighbours" if kind == "beams" else "strangers"
+                read = {} if batch is None else batch["read"].get(site, {}).get(order, {})
+                other = Number(100 * read[width], ".1f") if width in read else None
                 rows.append([f"{kind}, {site}", int(width), in_points(needed, ".1f"), Number(100 * found["by_chance"], ".1f"),
                              Number(100 * (1 - needed.value), ".1f"), other])
     return rows

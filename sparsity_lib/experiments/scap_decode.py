@@ -22,4 +22,5 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
             params = {"model": name, "densities": densities, "prompts": decode.PROMPTS, "tokens": decode.TOKENS}
             data.setdefault(name, {})[setting] = checkpoint.item(params, partial(decode.measure, name, densities))
             print(f"{name} {setting} done", flush=True)
-    return data, {"settings": SETTINGS, "prompts": decode.PROMPTS, "tokens": decode.TOKENS, "threads": torch.get_num_threads()}, [0]
+    return data, {"settings": SETTINGS, "prompts": decode.PROMPTS, "tokens": decode.TOKENS,
+                  "threads": torch.get_num_threads()}, [0]
