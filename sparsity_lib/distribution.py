@@ -125,7 +125,8 @@ class Distribution:
     def share_below(self, value: float) -> Tensor:
         """Share of the numbers below `value`, linear inside its bin: what `quantile` undoes, float64 [rows]."""
         edges, below = self._edges(), self.bins.cumsum(1, dtype=torch.int64).double()
-        index = int(torch.searchsorted(edges, torch.tensor(value, dtype=torch.float64), right=True).clamp(1, edges.numel() - 1)) - 1
+        index = int(torch.searchsorted(edges, torch.tensor(value, dtype=torch.float64), right=True)) - 1
+        index = min(max(index, 0), len(edges) - 2)
         inside = self.bins[:, index]
         share = min(1.0, max(0.0, (value - float(edges[index])) / float(edges[index + 1] - edges[index])))
         return (below[:, index] - inside * (1 - share)) / self.numbers()

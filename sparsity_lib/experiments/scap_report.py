@@ -125,7 +125,8 @@ def task_rows(data: Mapping[str, Any], group: str) -> list[list[Any]]:
                 rows.append([*row, None, None])
                 continue
             lost, base = points(result, dense, group), 100 * dense.score(group).mean
-            relative = Number(*(100 * lost.value / base, "+z.1f", 100 * lost.low / base, 100 * lost.high / base), rtol=0.05, atol=0.3)
+            value, low, high = (100 * x / base for x in (lost.value, lost.low, lost.high))
+            relative = Number(value, "+z.1f", low, high, rtol=0.05, atol=0.3)
             pair = partner(point, stored) if point["method"] == "scap" else None
             rows.append([*row, relative, None if pair is None else points(result, results[pair], group)])
     return rows

@@ -29,7 +29,7 @@ def curves(data: Mapping[str, Any], targets: Sequence[float]) -> dict[str, dict[
 
 
 def rows(data: Mapping[str, Any], targets: Sequence[float]) -> list[list[Any]]:
-    """Model, target and way; share of the linears' and of all weights met (%), perplexity, KL, KL less that of `uniform` (paired)."""
+    """Model, way and target; share of the linears' and of all weights met (%), perplexity, KL, KL less `uniform`'s (paired)."""
     found = []
     for model, ways in data.items():
         for target in targets:
@@ -37,8 +37,9 @@ def rows(data: Mapping[str, Any], targets: Sequence[float]) -> list[list[Any]]:
             for way in ways:
                 own, shares = quality(data, model, way, target), ways[way]["shares"][str(target)]
                 gap = None if way == "uniform" else cell(difference(own, base), "+z.3f", atol=0.003)
-                found.append([short(model), f"{way}, {100 * target:.0f}%", Number(100 * shares["linears"], ".1f", atol=0.3),
-                              Number(100 * shares["skipped"], ".1f", atol=0.3), perplexity(own), cell(own.divergence(), ".3f"), gap])
+                met = [Number(100 * shares[of], ".1f", atol=0.3) for of in ("linears", "skipped")]
+                kl = cell(own.divergence(), ".3f")
+                found.append([short(model), f"{way}, {100 * target:.0f}%", *met, perplexity(own), kl, gap])
     return found
 
 

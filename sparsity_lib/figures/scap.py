@@ -52,8 +52,7 @@ def centring(found: Curves, labels: Mapping[str, str] | None = None) -> Figure:
             label, color, marker, line = CENTER_LOOKS[center]
             x, y = _xy(points)
             axes.plot(x, y, color=color, marker=marker, linestyle=line, label=label, markersize=4)
-            axes.fill_between(x, **{f"y{i}": v for i, v in zip((1, 2), _band(points).values(), strict=True)}, color=color, alpha=0.15,
-                              linewidth=0)
+            axes.fill_between(x, *_band(points).values(), color=color, alpha=0.15, linewidth=0)
         axes.set(title=(labels or {}).get(network, network), yscale="log")
     for axes in panels.flat[len(found):]:
         axes.set_visible(False)
@@ -66,7 +65,7 @@ def centring(found: Curves, labels: Mapping[str, str] | None = None) -> Figure:
 
 
 def distributions(found: Mapping[str, Mapping[str, Any]], layers: int = 4) -> Figure:
-    """Histograms of what enters and leaves activations, a row a network, a panel a place, a line a layer (up to `layers` of them)."""
+    """Histograms of what enters and leaves activations: a row a network, a panel a place, a line for each of some layers."""
     figure, panels = style.figure(len(found), len(PLACES), height=2.1, squeeze=False)
     for row, (network, places) in zip(panels, found.items(), strict=True):
         for axes, (place, title) in zip(row, PLACES.items(), strict=True):
