@@ -43,7 +43,7 @@ def scap(
 def _centered(group: str, center: str) -> Identity | Shift:
     if center == "none":
         return Identity()
-    if center not in CENTERS:
+    if not isinstance(center, str) or center not in CENTERS:
         raise unknown(f"center_{group}", center, ["none", *CENTERS])
     return Shift(center)
 
