@@ -51,14 +51,16 @@ def weights_per_token(model: nn.Module) -> int:
 
 
 def weights_by_part(model: nn.Module) -> dict[str, int]:
-    """Weights a dense forward reads for one token, by part: attention, ffn, head, and the rest."""
+    """Weights a dense forward reads for one token, by part: attention, ffn, head, and the rest; mixer where there is one."""
     linears = find_sites(model).linears
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     parts = {
-        "attention": sum(x.weights for x in linears if not x.in_ffn),
+        "attention": sum(x.weights for x in linears if not (x.in_ffn or x.in_mixer)),
         "ffn": sum(x.weights for x in linears if x.in_ffn),
         "head": 0 if head is None else head.weight.numel(),
     }
+    if mixer := sum(x.weights for x in linears if x.in_mixer):
+        parts["mixer"] = mixer
     return {**parts, "rest": weights_per_token(model) - sum(parts.values())}
 
 

@@ -16,7 +16,7 @@ from sparsity_lib.experiments.scap_networks import Images, Text
 from sparsity_lib.fit import fit
 from sparsity_lib.install import installed
 from sparsity_lib.methods import cats
-from sparsity_lib.sites import DOWN_IN, UP_IN, find_sites
+from sparsity_lib.sites import DOWN_IN, IN_PROJ_IN, OUT_PROJ_IN, UP_IN, find_sites
 
 
 def test_points_become_recipes():
@@ -106,19 +106,18 @@ def test_images_are_scored_one_by_one():
     np.testing.assert_allclose(network.score(plan).loss, expected.numpy(), rtol=1e-3, atol=1e-6)
 
 
-def test_a_state_space_block_has_two_sites():
+def test_a_mixers_two_projections_are_pruned_and_counted():
     config = Mamba2Config(vocab_size=61, hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8, expand=2, state_size=8,
                           n_groups=1, chunk_size=8)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     sites = find_sites(model)
-    assert sites.kinds() == (UP_IN, DOWN_IN) and [x.role for x in sites.linears] == ["in", "out"] * 2
-    assert [s.width for s in sites.of_kind(DOWN_IN)] == [64, 64] and not any(x.in_ffn for x in sites.linears)
     network = Text(model, tokens(2, 8), tokens(4, 16))
-    (plan,) = network.fit([scap_common.recipe_of({"method": "scap", "up": 0.3, "down": 0.6})])
+    (plan,) = network.fit([scap_common.recipe_of({"method": "mixer", "in": 0.3, "out": 0.6})])
     shares = network.score(plan).shares
     linears = {x.role: x.weights for x in sites.linears}
-    met = sum(linears[role] * shares["sites"][kind] for role, kind in (("in", UP_IN), ("out", DOWN_IN))) / sum(linears.values())
+    sites = {"in_proj": IN_PROJ_IN, "out_proj": OUT_PROJ_IN}
+    met = sum(linears[role] * shares["sites"][kind] for role, kind in sites.items()) / sum(linears.values())
     assert shares["linears"] == pytest.approx(met, rel=1e-6) and shares["ffn"] == 0
 
 

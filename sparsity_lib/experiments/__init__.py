@@ -15,6 +15,7 @@ from sparsity_lib.experiments import (
     scap_grid,
     scap_targets,
     scap_tasks,
+    smallnets,
     teal_allocation,
 )
 
@@ -31,6 +32,7 @@ EXPERIMENTS = {
     "scap_beams": scap_beams.run,
     "teal_allocation": teal_allocation.run,
     "bench/scap_decode": scap_decode.run,
+    "smallnets": smallnets.run,
     "bench/matvec": matvec.run,
     "bench/glu": glu.run,
     "bench/batch": batch.run,

@@ -15,14 +15,15 @@ from sparsity_lib.parts.select import Threshold
 from sparsity_lib.parts.shift import Shift
 from sparsity_lib.parts.transforms import Identity
 from sparsity_lib.recipe import Recipe, Rule
-from sparsity_lib.sites import DOWN_IN
+from sparsity_lib.sites import DOWN_IN, IN_PROJ_IN, OUT_PROJ_IN
 
 
 def recipe_of(point: Mapping[str, Any]) -> Recipe:
     """The recipe of a point in plain data, sparsities by group.
 
     {"method": "cats", "gate": s}, {"method": "scap", "up": s, "down": s, "attention": s, "center": by} (the last two may be
-    missing) or {"method": "down", "down": s, "center": by}, which prunes inputs of the down projection alone.
+    missing), {"method": "mixer", "in": s, "out": s} for Mamba2's two projections, or {"method": "down", "down": s, "center":
+    by}, which prunes inputs of the down projection alone.
     """
     if point["method"] == "cats":
         return cats(kept(point["gate"]))
@@ -30,11 +31,14 @@ def recipe_of(point: Mapping[str, Any]) -> Recipe:
     if point["method"] == "scap":
         attention = None if point.get("attention") is None else kept(point["attention"])
         return scap(up=kept(point["up"]), down=kept(point["down"]), attention=attention, center_down=center)
+    if point["method"] == "mixer":
+        sites = ((IN_PROJ_IN, point["in"]), (OUT_PROJ_IN, point["out"]))
+        return Recipe("scap", tuple(Rule(site, Threshold(kept(sparsity))) for site, sparsity in sites))
     if point["method"] == "down":
         shift = Identity() if center == "none" else Shift(center)
         name = "scap" if center == "none" else "scap_centered"
         return Recipe(name, (Rule(DOWN_IN, Threshold(kept(point["down"])), transform=shift),))
-    raise unknown("method of a point", point["method"], ("scap", "cats", "down"))
+    raise unknown("method of a point", point["method"], ("scap", "cats", "down", "mixer"))
 
 
 def kept(sparsity: float) -> float:

@@ -72,8 +72,11 @@ class Entry:
     trained_here: bool = False
     centered: bool = False
     attention: bool = False
+    mixer: bool = False
 
     def points(self) -> list[dict[str, Any]]:
+        if self.mixer:
+            return [{"method": "mixer", "in": up, "out": down} for up, down in LADDER]
         extra = {"center": "mode"} if self.centered else {}
         points = [{"method": "scap", "up": up, "down": down, **extra} for up, down in LADDER]
         return [{**p, "attention": p["up"]} if self.attention else p for p in points]
@@ -90,7 +93,8 @@ def entries() -> dict[str, Entry]:
     }
     for name, load in small_networks.openers().items():
         kind = small_networks.SMALL[name]
-        found[name] = Entry(kind.what, load, trained_here=True, centered=not kind.gated, attention=kind.attention)
+        found[name] = Entry(kind.what, load, trained_here=True, centered=not kind.gated, attention=kind.attention,
+                            mixer=kind.mixer)
     return found
 
 

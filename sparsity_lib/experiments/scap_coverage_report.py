@@ -25,14 +25,13 @@ def chosen(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def met(found: Mapping[str, Any]) -> float:
-    """Sparsity met over the layers that were targeted: all linears where attention was among them, else the FFN's.
-
-    A block without attention has its two projections counted.
+    """Sparsity met over the layers that were targeted: all linears where attention was among them, else the FFN's;
+    of a mixer its two projections.
     """
     point = chosen(found)
     if point is None:
         return 0.0
-    everything = "attention" in point["point"] or point["shares"]["ffn"] == 0
+    everything = "attention" in point["point"] or point["point"]["method"] == "mixer"
     return point["shares"]["linears" if everything else "ffn"]
 
 
@@ -44,7 +43,7 @@ def coverage_rows(data: Mapping[str, Any]) -> list[list[Any]]:
         if point is None:
             rows.append([short(name), found["what"], own, None, None, Number(0.0, ".0f"), "none of those tried"])
             continue
-        targets = ", ".join(f"{group} {100 * point['point'][group]:.0f}" for group in ("attention", "up", "down")
+        targets = ", ".join(f"{group} {100 * point['point'][group]:.0f}" for group in ("attention", "up", "down", "in", "out")
                             if group in point["point"])
         star = "*" if point["point"].get("center", "none") != "none" else ""
         change = in_points(relative_change(point, found["dense"]))

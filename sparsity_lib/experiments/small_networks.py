@@ -17,11 +17,13 @@ from sparsity_lib.experiments.scap_networks import Images, Network, embedded_tex
 
 @dataclass(frozen=True)
 class Small:
-    """what: in words. gated: whether its FFN has a gate. attention: whether the paper prunes its attention's inputs as well."""
+    """What a network is in words; whether its FFN has a gate, whether the paper prunes its attention's inputs as well, and
+    whether its blocks hold a mixer instead of attention and FFN."""
 
     what: str
     gated: bool = False
     attention: bool = False
+    mixer: bool = False
 
 
 SMALL = {
@@ -31,7 +33,7 @@ SMALL = {
     "small-vit": Small("vision transformer, 8 x 8 digits", attention=True),
     "small-llama": Small("Llama's architecture", gated=True),
     "small-mixtral": Small("Mixtral's architecture, 2 of 4 experts a token", gated=True),
-    "small-mamba2": Small("Mamba2's architecture, input and output projections", gated=True),
+    "small-mamba2": Small("Mamba2's architecture, input and output projections", gated=True, mixer=True),
 }
 #: Evaluation text of the language models.
 TEXT = {"sequences": 32, "length": 256}
