@@ -88,7 +88,7 @@ class Distribution:
         """Edges of all bins in ascending order, float64 [2 * side + 1]; zero lies between the two middle ones."""
         places = torch.arange(1, self.side + 1, dtype=torch.int32) + (self._lowest << self._bits)
         up = places.bitwise_left_shift(23 - self._bits).view(torch.float32).double()
-        up = up.clamp_max(torch.finfo(torch.float32).max)
+        up = torch.where(up > 0, up, torch.inf).clamp_max(torch.finfo(torch.float32).max)  # the last leaves int32
         return torch.cat([-up.flip(0), torch.zeros(1, dtype=torch.float64), up])
 
     def numbers(self) -> int:
@@ -121,6 +121,15 @@ class Distribution:
         edges, index = self._edges(), index[:, 0]
         found = edges[index] + (edges[index + 1] - edges[index]) * share
         return found.clamp(self.low.double(), self.high.double())
+
+    def share_below(self, value: float) -> Tensor:
+        """Share of the numbers below `value`, linear inside its bin: what `quantile` undoes, float64 [rows]."""
+        edges, below = self._edges(), self.bins.cumsum(1, dtype=torch.int64).double()
+        index = int(torch.searchsorted(edges, torch.tensor(value, dtype=torch.float64), right=True)) - 1
+        index = min(max(index, 0), len(edges) - 2)
+        inside = self.bins[:, index]
+        share = min(1.0, max(0.0, (value - float(edges[index])) / float(edges[index + 1] - edges[index])))
+        return (below[:, index] - inside * (1 - share)) / self.numbers()
 
     def mode(self, bandwidth: float = 0.5, points: int = 32) -> float:
         """Where a Gaussian kernel density estimate of all numbers peaks.
