@@ -11,7 +11,8 @@ The share skipped is 1 - read / read by the dense model. Papers count otherwise 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,14 +51,16 @@ def weights_per_token(model: nn.Module) -> int:
 
 
 def weights_by_part(model: nn.Module) -> dict[str, int]:
-    """Weights a dense forward reads for one token, by part: attention, ffn, head, and the rest."""
+    """Weights a dense forward reads for one token, by part: attention, ffn, head, and the rest; mixer where there is one."""
     linears = find_sites(model).linears
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     parts = {
-        "attention": sum(x.weights for x in linears if not x.in_ffn),
+        "attention": sum(x.weights for x in linears if not (x.in_ffn or x.in_mixer)),
         "ffn": sum(x.weights for x in linears if x.in_ffn),
         "head": 0 if head is None else head.weight.numel(),
     }
+    if mixer := sum(x.weights for x in linears if x.in_mixer):
+        parts["mixer"] = mixer
     return {**parts, "rest": weights_per_token(model) - sum(parts.values())}
 
 
@@ -109,21 +112,35 @@ class _Recorder:
 
 def token_densities(model: nn.Module, ids: Tensor, batch_size: int = 1) -> dict[str, Tensor]:
     """Share of entries kept at each installed site ("LAYER.SITE") by each token of `ids` [sequences, tokens]."""
+    device = next(model.parameters()).device
+    with recorded(model) as counted, torch.no_grad():
+        for batch in track(lm.check_ids(ids).split(batch_size), desc="counting weights", unit="batch"):
+            lm.hidden_states(model, batch.to(device))
+    return counted()
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[Callable[[], dict[str, Tensor]]]:
+    """Count in every forward inside the block, whoever calls it (a benchmark, an encoder); padding counts as tokens.
+
+    Yields a function that gives the share of entries kept at each installed site ("LAYER.SITE") by each token so far.
+
+    Raises
+    ------
+    SparsityError
+        If the model is dense.
+    """
     state = installed_on(model)
     if state is None:
         raise SparsityError("The model is dense, there are no masks to count. Fix: install(model, plan) first.")
     recorders = {name: _Recorder() for name in state.sparsifiers}
-    device = next(model.parameters()).device
     try:
         for name, sparsifier in state.sparsifiers.items():
             sparsifier.recorder = recorders[name]
-        with torch.no_grad():
-            for batch in track(lm.check_ids(ids).split(batch_size), desc="counting weights", unit="batch"):
-                lm.hidden_states(model, batch.to(device))
+        yield lambda: {name: r.density(state.sparsifiers[name].width) for name, r in recorders.items()}
     finally:
         for sparsifier in state.sparsifiers.values():
             sparsifier.recorder = None
-    return {name: r.density(state.sparsifiers[name].width) for name, r in recorders.items()}
 
 
 def account(model: nn.Module, tokenizer=None, *, ids: Tensor | None = None, tokens: int = 2048, length: int = 512) -> Account:

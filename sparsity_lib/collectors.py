@@ -27,7 +27,8 @@ class Collector(Protocol):
         """Take in `values` [..., C], and dLoss/dvalues of the same shape if `needs_grad`."""
 
 
-def _refuse_broken(values: Tensor, what: str) -> None:
+def refuse_broken(values: Tensor, what: str) -> None:
+    """Raise SparsityError where `values` are not finite; `what` they are opens the message."""
     if not torch.isfinite(values).all():
         raise SparsityError(
             f"{what} on the calibration text hold NaN or infinity. "
@@ -47,18 +48,26 @@ class LogHistogram:
 
     def __init__(self) -> None:
         self.counts = torch.zeros(1 << (31 - self.SHIFT), dtype=torch.int64)
+        self.low, self.high = math.inf, 0.0
 
     def key(self) -> str:
         return "log_histogram"
 
     def update(self, values: Tensor, grad: Tensor | None = None) -> None:
-        _refuse_broken(values, "Scores")
-        bits = values.detach().float().contiguous().view(torch.int32).flatten() >> self.SHIFT
+        refuse_broken(values, "Scores")
+        values = values.detach().float()
+        if values.numel() == 0:  # an expert that no token was routed to
+            return
+        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        bits = values.contiguous().view(torch.int32).flatten() >> self.SHIFT
         self.counts += torch.bincount(bits, minlength=len(self.counts)).cpu()
 
     def quantile(self, level: float) -> float:
-        """The value below which a share `level` of all numbers lies, linear inside its bin."""
-        total = int(self.counts.sum())
+        """The value below which a share `level` of all numbers lies, linear inside its bin.
+
+        It never leaves the range of the numbers, so a quantile of equal ones is that number exactly.
+        """
+        total = self.numbers()
         if total == 0:
             raise SparsityError("A quantile was asked for before any calibration text was read.")
         below = self.counts.cumsum(0)
@@ -67,7 +76,12 @@ class LogHistogram:
         edges = torch.tensor([index, index + 1], dtype=torch.int32).bitwise_left_shift(self.SHIFT).view(torch.float32)
         before = int(below[index] - self.counts[index])
         inside = (rank - before) / max(1, int(self.counts[index]))
-        return float(edges[0] + (edges[1] - edges[0]) * min(1.0, max(0.0, inside)))
+        found = float(edges[0] + (edges[1] - edges[0]) * min(1.0, max(0.0, inside)))
+        return min(self.high, max(self.low, found))
+
+    def numbers(self) -> int:
+        """How many numbers were read."""
+        return int(self.counts.sum())
 
 
 class SecondMoment:
@@ -83,7 +97,7 @@ class SecondMoment:
         return "second_moment"
 
     def update(self, values: Tensor, grad: Tensor | None = None) -> None:
-        _refuse_broken(values, "Inputs")
+        refuse_broken(values, "Inputs")
         rows = values.detach().float().flatten(0, -2)
         self.total += (rows.T @ rows).double().cpu()  # float32 inside a batch, float64 across batches
         self.tokens += len(rows)
@@ -115,7 +129,7 @@ class GradientSize:
 
     def update(self, values: Tensor, grad: Tensor | None = None) -> None:
         assert grad is not None
-        _refuse_broken(grad, "Gradients")
+        refuse_broken(grad, "Gradients")
         values, grad = values.detach().float(), grad.detach().float()
         if self.skip_first and values.dim() == 3:
             values, grad = values[:, 1:], grad[:, 1:]

@@ -61,19 +61,15 @@ def install(model: nn.Module, plan: Plan) -> nn.Module:
             "without their place in the sequence. Fix: token_share=1."
         )
     handles, sparsifiers = [], {}
-    for rule in plan.recipe.rules:
-        for site in sites.of_kind(rule.site):
-            block = model.get_submodule(site.block)
-            sparsifier = Sparsifier(rule, site, plan.recipe.token_share, device=_device(model, site))
-            for name in rule.shapes(site):
-                stored = plan.tensors[f"{site.name}.{name}"]
-                if stored.device.type != "meta":
-                    sparsifier.get_buffer(name).copy_(stored)
-            if not hasattr(block, CHILD):
-                block.add_module(CHILD, nn.ModuleDict())
-            getattr(block, CHILD)[site.kind] = sparsifier
-            handles.append(attach(model, site, sparsifier, on_product=sparsifier.on_product))
-            sparsifiers[site.name] = sparsifier
+    for rule, site in plan.recipe.placed(sites):
+        block = model.get_submodule(site.block)
+        sparsifier = Sparsifier(rule, site, plan.recipe.token_share, device=_device(model, site))
+        sparsifier.fill({name: plan.tensors[f"{site.name}.{name}"] for name in rule.shapes(site)})
+        if not hasattr(block, CHILD):
+            block.add_module(CHILD, nn.ModuleDict())
+        getattr(block, CHILD)[site.kind] = sparsifier
+        handles.append(attach(model, site, sparsifier, on_product=sparsifier.on_product))
+        sparsifiers[site.name] = sparsifier
     model.__dict__["_sparsity_installed"] = Installed(plan.recipe, sites, handles, sparsifiers, dict(plan.calibration))
     #: Read by the benchmark runner: tokens may only be repacked where each is treated by itself.
     model.sparsity_needs_sequences = plan.recipe.token_share < 1

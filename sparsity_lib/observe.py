@@ -48,7 +48,7 @@ def gradient_by_position(model: nn.Module, kind: str, ids: Tensor) -> Tensor:
 
     L is the next-token loss summed over the sequence's tokens; averaged over sequences.
     """
-    from sparsity_lib.fit import run_backward
+    from sparsity_lib.passes import run_backward
 
     sites = find_sites(model).of_kind(kind)
     total = torch.zeros(len(sites), lm.check_ids(ids).shape[1], dtype=torch.float64)

@@ -55,14 +55,14 @@ class Plan:
                     f"this model has {len(found)} with {sorted({s.width for s in found.values()})}. "
                     "Fix: fit the recipe to this model."
                 )
-            for name, site in found.items():
-                for tensor, shape in rule.shapes(site).items():
-                    stored = self.tensors.get(f"{name}.{tensor}")
-                    if stored is None or tuple(stored.shape) != shape:
-                        got = "nothing" if stored is None else list(stored.shape)
-                        raise SparsityError(
-                            f"The plan holds {got} for {name}.{tensor}, expected {list(shape)}. Fix: fit it again."
-                        )
+        for rule, site in self.recipe.placed(sites):
+            for tensor, shape in rule.shapes(site).items():
+                stored = self.tensors.get(f"{site.name}.{tensor}")
+                if stored is None or tuple(stored.shape) != shape:
+                    got = "nothing" if stored is None else list(stored.shape)
+                    raise SparsityError(
+                        f"The plan holds {got} for {site.name}.{tensor}, expected {list(shape)}. Fix: fit it again."
+                    )
 
     def with_density(self, density: float) -> Plan:
         """The same plan at another density, where nothing fitted depends on it (top-k, not thresholds)."""
@@ -131,12 +131,11 @@ class Plan:
         """A plan of the right shapes with nothing fitted yet, to be filled by a checkpoint's tensors."""
         sites = find_sites(model)
         tensors, widths = {}, {}
-        for rule in recipe.rules:
-            for site in sites.of_kind(rule.site):
-                rule.check(site)
-                widths[site.name] = site.width
-                for name, shape in rule.shapes(site).items():
-                    tensors[f"{site.name}.{name}"] = torch.zeros(shape, device="meta")
+        for rule, site in recipe.placed(sites):
+            rule.check(site)
+            widths[site.name] = site.width
+            for name, shape in rule.shapes(site).items():
+                tensors[f"{site.name}.{name}"] = torch.zeros(shape, device="meta")
         return Plan(recipe, tensors, widths)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sparsity_lib.allocation import Allocation
 from sparsity_lib.checks import fraction
 from sparsity_lib.errors import SparsityError, refuse, unknown
 from sparsity_lib.parts import from_json
@@ -40,10 +41,17 @@ class Rule:
         for piece in self.parts():
             if piece.only_sites and self.site not in piece.only_sites:
                 raise refuse(f"site of {piece.role} {piece.kind!r}", self.site, f"one of {sorted(piece.only_sites)}")
+        if self.select.only_scores and self.score.kind not in self.select.only_scores:
+            allowed = f"one of {sorted(self.select.only_scores)}"
+            raise refuse(f"score of a selection by {self.select.kind!r}", self.score.kind, allowed)
 
     def parts(self) -> tuple:
         """In the order in which they are fitted."""
         return (self.transform, self.score, self.select, *self.repair)
+
+    def with_density(self, density: float) -> Rule:
+        """The same rule with its selection at `density`."""
+        return dataclasses.replace(self, select=self.select.with_density(density))
 
     def check(self, site: Site) -> None:
         for piece in self.parts():
@@ -96,11 +104,14 @@ class Recipe:
     token_share
         The last `token_share` of every sequence is sparsified (1: all tokens, the book's default;
         TEAL's own evaluation: 0.5). Tokens generated one at a time are always sparsified.
+    allocation
+        Densities by layer in place of some rules' own; None: every layer has its rule's.
     """
 
     method: str
     rules: tuple[Rule, ...]
     token_share: float = 1.0
+    allocation: Allocation | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
@@ -117,6 +128,26 @@ class Recipe:
                 "The recipe drops the down projection's inputs twice, by 'gate' and by 'down_in'. Fix: keep one of them."
             )
         fraction("token_share", self.token_share)
+        if not isinstance(self.allocation, (Allocation, type(None))):
+            raise refuse("allocation", self.allocation, "an Allocation or None")
+        for kind in self.allocation.densities if self.allocation else ():
+            if kind not in kinds:
+                raise refuse("site of the allocation", kind, f"one that the recipe has a rule for: {', '.join(kinds)}")
+
+    def placed(self, sites: SiteMap) -> Iterator[tuple[Rule, Site]]:
+        """Every site that the recipe touches, with the rule as it stands there: the layer's own density in its selection.
+
+        Raises
+        ------
+        SparsityError
+            If the model lacks a kind of site, or has another number of layers than the allocation.
+        """
+        if self.allocation is not None:
+            self.allocation.check(sites.layers)
+        for rule in self.rules:
+            for site in sites.of_kind(rule.site):
+                density = None if self.allocation is None else self.allocation.density(site)
+                yield (rule if density is None else rule.with_density(density)), site
 
     def with_density(self, density: float) -> Recipe:
         """The same recipe with every selection at `density`.
@@ -124,17 +155,20 @@ class Recipe:
         Raises
         ------
         SparsityError
-            If the rules have different densities, whose proportions would be lost.
+            If rules or layers have different densities, whose proportions would be lost.
         """
         fraction("density", density)
+        if self.allocation is not None:
+            raise SparsityError(
+                f"The layers of {self.method!r} have densities of their own, one number cannot stand for them. "
+                "Fix: allocate anew, or drop the allocation (dataclasses.replace(recipe, allocation=None))."
+            )
         if len({rule.select.density for rule in self.rules}) > 1:
             raise SparsityError(
                 f"The rules of {self.method!r} have different densities, one number cannot stand for them. "
                 "Fix: make the recipe anew, as in recipes.larosa(density, inputs=..., outputs=...)."
             )
-        return dataclasses.replace(
-            self, rules=tuple(dataclasses.replace(r, select=r.select.with_density(density)) for r in self.rules)
-        )
+        return dataclasses.replace(self, rules=tuple(rule.with_density(density) for rule in self.rules))
 
     def skipped(self, sites: SiteMap, all_weights: int) -> float:
         """Share of all weights this recipe leaves unread by design (measured shares: `account`).
@@ -143,20 +177,20 @@ class Recipe:
         """
         column: dict[str, float] = {}
         row: dict[str, float] = {}
-        for rule in self.rules:
-            for site in sites.of_kind(rule.site):
-                density = rule.select.kept(site.width)
-                column.update(dict.fromkeys(site.column_readers, density))
-                row.update(dict.fromkeys(site.row_readers, density))
+        for rule, site in self.placed(sites):
+            density = rule.select.kept(site.width)
+            column.update(dict.fromkeys(site.column_readers, density))
+            row.update(dict.fromkeys(site.row_readers, density))
         left = sum(linear.weights * (1 - column.get(linear.name, 1) * rows_read(linear, row)) for linear in sites.linears)
         return left / all_weights
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        data = {
             "method": self.method,
             "rules": [rule.to_json() for rule in self.rules],
             "token_share": self.token_share,
         }
+        return data if self.allocation is None else {**data, "allocation": self.allocation.to_json()}
 
     def dumps(self) -> str:
         return json.dumps(self.to_json(), sort_keys=True)
@@ -175,7 +209,7 @@ class Recipe:
                 data = json.loads(data)
             except (ValueError, RecursionError) as error:
                 raise SparsityError(f"The recipe is not JSON: {error}.") from None
-        known = ("method", "rules", "token_share")
+        known = ("method", "rules", "token_share", "allocation")
         if not isinstance(data, Mapping):
             raise refuse("recipe", data, f"an object with {', '.join(known)}")
         for name in data:
@@ -184,7 +218,9 @@ class Recipe:
         if not isinstance(data.get("rules"), (list, tuple)):
             raise refuse("rules", data.get("rules"), "a list of rules")
         rules = tuple(Rule.from_json(rule) for rule in data["rules"])
-        return Recipe(data.get("method", ""), rules, data.get("token_share", 1.0))
+        shared = data.get("allocation")
+        allocation = None if shared is None else Allocation(shared)
+        return Recipe(data.get("method", ""), rules, data.get("token_share", 1.0), allocation)
 
 
 def rows_read(linear, row: Mapping[str, float]) -> float:

@@ -25,6 +25,10 @@ from .errors import SparsityError, refuse, unknown
 Experiment = Callable[["Checkpoint"], tuple[Any, dict[str, Any], list[int]]]
 
 
+#: Folder inside results/ that holds trained networks, whose configurations are JSON too.
+MODELS = "models"
+
+
 class Result(NamedTuple):
     """name; data: the numbers, plain JSON; manifest: params, seeds, versions, machine, commit, seconds, command."""
 
@@ -95,7 +99,8 @@ def load(name: str) -> Result:
 def names() -> list[str]:
     """The results that are there."""
     folder = _folder()
-    files = (path.relative_to(folder) for path in folder.rglob("*.json") if ".partial" not in path.parts)
+    files = (path.relative_to(folder) for path in folder.rglob("*.json"))
+    files = (path for path in files if path.parts[0] != MODELS and ".partial" not in path.parts)
     return sorted(path.with_suffix("").as_posix() for path in files)
 
 

@@ -5,10 +5,13 @@
     up_in    input of the up (and gate) projection
     gate     act(W_gate x) of a gated FFN: an entry stands for a row of W_up and a column of W_down
     down_in  input of the down projection
+    in_proj_in, out_proj_in
+             inputs of the two projections around a mixer that is no attention, such as Mamba2's state space
 
 They are found from a model's structure: the longest stack of equal blocks, the linear layers in each
-block, which of them lie in attention, and how their widths fit together. Llama, Mistral, Qwen, Gemma,
-Falcon, MPT, GPT-2, Mixtral, BERT-like encoders and ViT are covered by the same few rules.
+block, which of them lie in attention or beside a convolution, and how their widths fit together. Llama,
+Mistral, Qwen, Gemma, Falcon, MPT, GPT-2, Mixtral, Mamba2, BERT-like encoders and ViT are covered by the
+same few rules.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from transformers.pytorch_utils import Conv1D
 from sparsity_lib.errors import SparsityError, unknown
 
 QKV_IN, O_IN, UP_IN, GATE, DOWN_IN = "qkv_in", "o_in", "up_in", "gate", "down_in"
-KINDS = (QKV_IN, O_IN, UP_IN, GATE, DOWN_IN)
+IN_PROJ_IN, OUT_PROJ_IN = "in_proj_in", "out_proj_in"
+KINDS = (QKV_IN, O_IN, UP_IN, GATE, DOWN_IN, IN_PROJ_IN, OUT_PROJ_IN)
 FFN_KINDS = (UP_IN, GATE, DOWN_IN)
 
 _ATTENTION = re.compile(r"attn|attention", re.I)
@@ -32,7 +36,7 @@ _CROSS = re.compile(r"cross|encoder_attn", re.I)
 
 @dataclass(frozen=True)
 class Linear:
-    """One weight matrix [out, in]; `role` is q, k, v, o, qkv, gate, up, gate_up or down.
+    """One weight matrix [out, in]; `role` is q, k, v, o, qkv, gate, up, gate_up, down, in_proj or out_proj.
 
     `per_token` counts how many such matrices a token reads: 1, or the experts it is routed to.
     """
@@ -52,6 +56,10 @@ class Linear:
     @property
     def in_ffn(self) -> bool:
         return self.role in ("gate", "up", "gate_up", "down")
+
+    @property
+    def in_mixer(self) -> bool:
+        return self.role in ("in_proj", "out_proj")
 
 
 @dataclass(frozen=True)
@@ -164,10 +172,15 @@ def _shape(module: nn.Module) -> tuple[int, int]:
 
 
 def _block_sites(model, prefix: str, block: nn.Module, layer: int) -> Iterable[tuple[Site, list[Linear]]]:
+    mixers = _mixers(prefix, block)
+    taken = {name for found in mixers for name, _ in found}
     attention, ffn = [], []
     for name, module in block.named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)) and not _CROSS.search(name):
-            (attention if _ATTENTION.search(name) else ffn).append((f"{prefix}.{name}", module))
+        full = f"{prefix}.{name}"
+        if isinstance(module, (nn.Linear, Conv1D)) and not _CROSS.search(name) and full not in taken:
+            (attention if _ATTENTION.search(name) else ffn).append((full, module))
+    if mixers:
+        yield from _mixer_sites(model, prefix, mixers, layer)
     if len(attention) >= 2:
         yield from _attention_sites(model, prefix, attention, layer)
     experts = [(f"{prefix}.{n}", m) for n, m in block.named_modules() if is_experts(m)]
@@ -175,6 +188,26 @@ def _block_sites(model, prefix: str, block: nn.Module, layer: int) -> Iterable[t
         yield from _expert_sites(model, prefix, *experts[0], layer)
     elif len(ffn) >= 2:
         yield from _ffn_sites(model, prefix, ffn, layer)
+
+
+def _mixers(prefix: str, block: nn.Module) -> list[list[tuple[str, nn.Module]]]:
+    """For each module of the block that mixes tokens by a convolution (and what follows it): its own linear layers."""
+    found = []
+    for name, module in block.named_modules():
+        children = dict(module.named_children())
+        linears = [(".".join(filter(None, (prefix, name, n))), m) for n, m in children.items() if isinstance(m, nn.Linear)]
+        if linears and any(isinstance(child, nn.Conv1d) for child in children.values()):
+            found.append(linears)
+    return found
+
+
+def _mixer_sites(model, prefix, mixers, layer):
+    if len(mixers) > 1 or len(mixers[0]) != 2:
+        names = ", ".join(name for found in mixers for name, _ in found)
+        raise SparsityError(f"The mixer of block {layer} is not one input and one output projection: {names}.")
+    for (name, module), kind, role in zip(mixers[0], (IN_PROJ_IN, OUT_PROJ_IN), ("in_proj", "out_proj"), strict=True):
+        reader = Linear(name, layer, role, *_shape(module))
+        yield Site(layer, kind, prefix, reader.inputs, (name,), model=model), [reader]
 
 
 def _attention_sites(model, prefix, found, layer):

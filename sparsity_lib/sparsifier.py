@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,12 @@ class Sparsifier(nn.Module):
         for name, shape in rule.shapes(site).items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32, device=device))
 
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over fitted tensors; those on the meta device are still to come (from a checkpoint)."""
+        for name, tensor in tensors.items():
+            if tensor.device.type != "meta":
+                self.get_buffer(name).copy_(tensor)
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return x
@@ -43,7 +49,7 @@ class Sparsifier(nn.Module):
             kept = repair(kept, z, mask, tensors)
         if self.recorder is not None:
             self.recorder((mask & (z != 0)).sum(-1))
-        return self.rule.transform.inverse(kept, tensors)
+        return self.rule.transform.inverse(kept, tensors).to(x.dtype)
 
     def mask(self, z: Tensor) -> Tensor:
         """The entries of z [..., width] that are kept."""

@@ -37,6 +37,14 @@ def test_round_trip_with_a_full_manifest(checkout):
     assert str(checkout) not in path.read_text()
 
 
+def test_configurations_of_trained_networks_are_no_results(checkout):
+    save()
+    folder = checkout / "results" / results.MODELS / "small-net"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert results.names() == ["claws/sweep"]
+
+
 @pytest.mark.parametrize("data", [{"x": math.nan}, {"x": [math.inf]}, {"x": object()}, {"x": {1, 2}}])
 def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(checkout, data):
     before = save().read_bytes()

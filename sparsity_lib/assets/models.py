@@ -11,8 +11,11 @@ import torch
 from sparsity_lib.assets.build import asset_path
 from sparsity_lib.assets.convert import quiet_bars
 from sparsity_lib.assets.registry import MODELS
+from sparsity_lib.assets.smallnets import SMALL, small_path
 from sparsity_lib.errors import SparsityError, refuse, unknown
 
+#: Every name that `load_model` accepts besides hub ids and local folders.
+NAMES = (*MODELS, *SMALL)
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 
@@ -33,14 +36,17 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a model for inference, and its tokenizer.
 
-    `name` is an embedded name (see `MODELS`), a local folder, or a hub id, which goes to transformers with remote code
-    off and safetensors only. A causal language model comes with its head; any other comes as the class that its
-    configuration names. The tokenizer is None for a model without one (a vision model, say).
+    `name` is an embedded name (see `MODELS`), a small network trained for the book (see `SMALL`), a local folder, or a hub
+    id, which goes to transformers with remote code off and safetensors only. A causal language model comes with its head;
+    any other comes as the class that its configuration names. The tokenizer is None for a model without one (a vision
+    model, say).
 
     Returns (model, tokenizer): the model in eval mode, no parameter requiring a gradient.
-    Raises SparsityError for a name that is neither embedded, nor a folder, nor reachable on a hub, and for a bad dtype
-    or device; AssetError where an embedded model cannot be fetched or was damaged.
+    Raises SparsityError for a name that is neither known, nor a folder, nor reachable on a hub, and for a bad dtype or
+    device; AssetError where a model cannot be fetched or was damaged.
     """
+    import sparsity_lib.drelu  # noqa: F401 - teaches transformers the architecture
+
     dtype, device = _dtype(dtype), _device(device)
     folder = _place(name)
     options: dict[str, Any] = {"trust_remote_code": False}
@@ -69,14 +75,16 @@ def load_tokenizer(name: str) -> Any:
 def _place(name: str) -> Path | str:
     """The folder or hub id behind `name`; what cannot be either is refused before the hub is asked, which takes long."""
     if not isinstance(name, str) or not name.strip():
-        raise refuse("model", name, f"one of {', '.join(MODELS)}, a local folder or a hub id")
+        raise refuse("model", name, f"one of {', '.join(NAMES)}, a local folder or a hub id")
     if name in MODELS:
         return model_path(name)
+    if name in SMALL:
+        return small_path(name)
     if not Path(name).expanduser().is_dir():
         if name[0] in "/.~" or name.count("/") > 1:
             raise _unreachable(name, FileNotFoundError("there is no such folder"))
-        if "/" not in name and difflib.get_close_matches(name, MODELS, n=1):
-            raise unknown("model", name, MODELS)
+        if "/" not in name and difflib.get_close_matches(name, NAMES, n=1):
+            raise unknown("model", name, NAMES)
     return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
 
 
@@ -110,7 +118,7 @@ def _model_class(folder: str, options: dict[str, Any]) -> tuple[Any, Any]:
 def _unreachable(name: str, error: Exception) -> SparsityError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return SparsityError(
-        f"{unknown('model', name, MODELS)} A local folder or a hub id would do as well, but {name!r} could not be "
+        f"{unknown('model', name, NAMES)} A local folder or a hub id would do as well, but {name!r} could not be "
         f"loaded as one: {reason}"
     )
 

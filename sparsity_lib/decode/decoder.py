@@ -21,7 +21,7 @@ from sparsity_lib.ops.packed import Packed, pack, pair
 from sparsity_lib.ops.reference import ACTIVATIONS
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import track
-from sparsity_lib.sites import find_sites
+from sparsity_lib.sites import SiteMap, find_sites
 
 _CACHES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -70,14 +70,14 @@ class Decoder:
         if self.source.dtype not in _CACHES:
             raise refuse("dtype of the model", self.source.dtype, "torch.float32 or torch.bfloat16")
         if plan is not None:
-            plan.check_fits(find_sites(self.source.model))
+            plan.check_fits(sites := find_sites(self.source.model))
         self.architecture, self.plan = self.source.architecture, plan
         self.capacity = count("capacity", capacity)
         self.position = 0
         #: Bytes of weights and cache read for the last token.
         self.bytes_read = 0.0
         self._format, self._group = format, group
-        self._choices = choices if plan is None else self._planned(plan)
+        self._choices = choices if plan is None else self._planned(plan, sites)
         self._alive: list[Any] = []  # what the structures point to
         self._model = self._build()
         self._logits = torch.empty(self.architecture.vocabulary)
@@ -85,16 +85,16 @@ class Decoder:
         self._start_library()
 
     @staticmethod
-    def _planned(plan: Plan) -> Callable[[int, str, int], Choice | None]:
+    def _planned(plan: Plan, sites: SiteMap) -> Callable[[int, str, int], Choice | None]:
         check_sites(plan.recipe)
-        rules = {rule.site: rule for rule in plan.recipe.rules}
+        rules = {(placed.layer, placed.kind): rule for rule, placed in plan.recipe.placed(sites)}
 
         def choose(layer: int, site: str, width: int) -> Choice | None:
-            if site not in rules:
+            if (layer, site) not in rules:
                 return None
             start = f"{layer}.{site}."
             tensors = {name.removeprefix(start): t for name, t in plan.tensors.items() if name.startswith(start)}
-            return choice_of(rules[site], tensors, width)
+            return choice_of(rules[layer, site], tensors, width)
 
         return choose
 

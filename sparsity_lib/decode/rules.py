@@ -57,17 +57,20 @@ def choice_of(rule: Rule, tensors: Mapping[str, Tensor], width: int) -> Choice:
         If a part has no compiled counterpart (the oracle, a repair).
     """
     scales = {"magnitude": None, "saliency": "saliency", "column_norm": "norm"}
-    known = ("identity", "rotate")
+    known = ("identity", "rotate", "shift")
     if rule.transform.kind not in known or rule.repair or rule.score.kind not in scales:
         odd = next(p.kind for p in (rule.transform, *rule.repair, rule.score) if p.kind not in (*known, *scales))
         raise SparsityError(f"The compiled operators have no {odd!r} (site {rule.site}). Fix: install(model, plan) computes it.")
     name = scales[rule.score.kind]
     scale = None if name is None else tensors[name].float().contiguous()
-    rotation = tensors["rotation"] if rule.transform.kind == "rotate" else None
+    moved = {
+        "rotation": tensors["rotation"] if rule.transform.kind == "rotate" else None,
+        "shift": tensors["shift"].float().expand(width).contiguous() if rule.transform.kind == "shift" else None,
+    }
     if isinstance(rule.select, TopK):
-        return Choice(k=rule.select.count(width), scale=scale, rotation=rotation)
+        return Choice(k=rule.select.count(width), scale=scale, **moved)
     if isinstance(rule.select, Threshold):
-        return Choice(threshold=float(tensors["threshold"]), scale=scale, rotation=rotation)
+        return Choice(threshold=float(tensors["threshold"]), scale=scale, **moved)
     raise SparsityError(f"The compiled operators do not select by {rule.select.kind!r}. Fix: install(model, plan) computes it.")
 
 

@@ -3,13 +3,36 @@
 import torch
 
 from sparsity_lib.bench import batch, calibration, decode, evaluation, glu, gpu, matvec
-from sparsity_lib.experiments import claws_benchmarks, claws_lora, claws_stability, claws_sweep
+from sparsity_lib.experiments import (
+    claws_benchmarks,
+    claws_lora,
+    claws_stability,
+    claws_sweep,
+    scap_beams,
+    scap_center,
+    scap_coverage,
+    scap_decode,
+    scap_grid,
+    scap_targets,
+    scap_tasks,
+    smallnets,
+    teal_allocation,
+)
 
 EXPERIMENTS = {
     "claws_sweep": claws_sweep.run,
     "claws_benchmarks": claws_benchmarks.run,
     "claws_lora": claws_lora.run,
     "claws_stability": claws_stability.run,
+    "scap_grid": scap_grid.run,
+    "scap_tasks": scap_tasks.run,
+    "scap_center": scap_center.run,
+    "scap_coverage": scap_coverage.run,
+    "scap_targets": scap_targets.run,
+    "scap_beams": scap_beams.run,
+    "teal_allocation": teal_allocation.run,
+    "bench/scap_decode": scap_decode.run,
+    "smallnets": smallnets.run,
     "bench/matvec": matvec.run,
     "bench/glu": glu.run,
     "bench/batch": batch.run,

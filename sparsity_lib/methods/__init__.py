@@ -4,6 +4,9 @@ from sparsity_lib.methods.baselines import gate_topk, inputs_topk, oracle, rando
 from sparsity_lib.methods.cats import cats
 from sparsity_lib.methods.claws import VARIANTS, claws
 from sparsity_lib.methods.larosa import larosa
+from sparsity_lib.methods.scap import scap, scap_centered, scap_for
+from sparsity_lib.methods.teal import teal, teal_greedy, threshold_gap
+from sparsity_lib.methods.wina import wina
 
 #: name -> function(density) -> Recipe, for commands and notebooks that take a method by name.
 METHODS = {
@@ -14,6 +17,13 @@ METHODS = {
     "gate_topk": gate_topk,
     "oracle": oracle,
     "random": random,
+    "scap": scap,
+    "scap_centered": scap_centered,
+    "teal": teal,
+    "wina": wina,
 }
 
-__all__ = ["METHODS", "VARIANTS", "cats", "claws", "gate_topk", "inputs_topk", "larosa", "oracle", "random"]
+__all__ = [
+    "METHODS", "VARIANTS", "cats", "claws", "gate_topk", "inputs_topk", "larosa", "oracle", "random", "scap", "scap_centered",
+    "scap_for", "teal", "teal_greedy", "threshold_gap", "wina",
+]

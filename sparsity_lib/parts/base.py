@@ -91,6 +91,10 @@ class Select(Part):
     """scores -> boolean mask of the entries kept."""
 
     role = "select"
+    #: Kinds of scores it works with; empty means any.
+    only_scores: ClassVar[frozenset[str]] = frozenset()
+    #: Whether it is fitted to z itself and not to scores.
+    reads_values: ClassVar[bool] = False
 
     def __call__(self, scores: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         raise NotImplementedError

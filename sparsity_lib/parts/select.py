@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +13,8 @@ from torch import Tensor
 
 from sparsity_lib.checks import fraction
 from sparsity_lib.collectors import Collector, LogHistogram
-from sparsity_lib.errors import refuse
+from sparsity_lib.distribution import Distribution
+from sparsity_lib.errors import SparsityError, refuse
 from sparsity_lib.parts.base import Select, part
 from sparsity_lib.sites import Site
 
@@ -22,7 +25,8 @@ class Threshold(Select):
     """Keep scores above t, the (1 - density)-quantile of scores on calibration text, one t a site.
 
     CATS (arXiv 2404.08763), TEAL (2408.14690) and SCAP (2412.07174) all select so. The number kept
-    differs from token to token; only its mean is set.
+    differs from token to token; only its mean is set. Where all scores are equal, t is that score and all are dropped,
+    as the equation says: a shift to their centre makes that exact.
     """
 
     density: float
@@ -36,16 +40,51 @@ class Threshold(Select):
     def collector(self, site: Site) -> Collector:
         return LogHistogram()
 
+    def level(self) -> float:
+        """The level of the quantile that is the threshold."""
+        return 1 - self.density
+
     def fit(self, collector: Collector, site: Site) -> dict[str, Tensor]:
+        """Read the threshold off the collected numbers.
+
+        Raises
+        ------
+        SparsityError
+            If there were too few: a quantile at level q needs at least 1 / q and 1 / (1 - q) of them.
+        """
         if self.density == 1:
             return {"threshold": torch.tensor([-1.0])}  # below every score: nothing is dropped
-        return {"threshold": torch.tensor([collector.quantile(1 - self.density)], dtype=torch.float32)}
+        needed = math.ceil(1 / min(self.level(), 1 - self.level()) - 1e-6)
+        if collector.numbers() < needed:
+            raise SparsityError(
+                f"The calibration text gave {collector.numbers()} numbers at site {site.kind} of layer {site.layer}; a threshold "
+                f"for density = {self.density} needs at least {needed}. Fix: more tokens, or a density nearer to 0.5."
+            )
+        return {"threshold": torch.tensor([float(collector.quantile(self.level()))], dtype=torch.float32)}
 
     def __call__(self, scores: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         return scores > tensors["threshold"]
 
     def kept(self, width: int) -> float:
         return self.density
+
+
+@part("symmetric_threshold")
+@dataclass(frozen=True)
+class SymmetricThreshold(Threshold):
+    """Keep |z| above t, the (1 - density / 2)-quantile of z itself: TEAL's release (0.5 + s / 2, s the sparsity).
+
+    Equal to `Threshold` where z is distributed symmetrically around zero; elsewhere another share is kept than asked for.
+    """
+
+    only_scores: ClassVar[frozenset[str]] = frozenset({"magnitude"})
+    reads_values: ClassVar[bool] = True
+
+    def collector(self, site: Site) -> Collector:
+        return Distribution()
+
+    def level(self) -> float:
+        return 1 - self.density / 2
 
 
 @part("topk")

@@ -8,7 +8,6 @@ through a dropped entry, and saliencies or thresholds stay as calibrated.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +22,10 @@ from sparsity_lib.checks import count, positive
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.install import install, installed_on, uninstall
 from sparsity_lib.plan import Plan
-from sparsity_lib.progress import bar
 from sparsity_lib.sites import GATE, find_sites
+from sparsity_lib.train.losses import with_gradient
+from sparsity_lib.train.recipe import TrainRecipe
+from sparsity_lib.train.trainer import train
 
 
 @dataclass(frozen=True)
@@ -111,28 +112,15 @@ def _config(recipe: LoraRecipe, targets: list[str]) -> LoraConfig:
 
 
 def _train(adapted: PeftModel, recipe: LoraRecipe, ids: Tensor) -> list[float]:
-    trained = [p for p in adapted.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, recipe.steps))
-    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(recipe.seed))
-    losses = []
-    adapted.train()
-    with bar(total=recipe.tokens, desc="LoRA recovery", unit="token") as progress:
-        for step in range(recipe.steps):
-            batch = ids[order[step * recipe.sequences : (step + 1) * recipe.sequences]]
-            loss = _step(adapted, batch.to(trained[0].device))
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            schedule.step()
-            losses.append(loss)
-            progress.update(batch.numel())
-            progress.set_postfix(kl=f"{loss:.3f}")
-    return losses
+    plain = TrainRecipe(
+        steps=recipe.steps, batch=recipe.sequences, learning_rate=recipe.learning_rate, warmup=recipe.steps // 10 or 1,
+        seed=recipe.seed,
+    )
+    return train(adapted, _divergence, ids, plain, title="LoRA recovery").losses
 
 
-def _step(adapted: PeftModel, batch: Tensor) -> float:
-    """One batch forward and backward; returns KL(dense teacher || student), nats per token."""
+def _divergence(adapted: PeftModel, batch: Tensor, step: int = 0) -> Tensor:
+    """KL(dense teacher || student) of one batch, nats per token."""
     model = adapted.get_base_model()
     with torch.no_grad(), adapted.disable_adapter(), _masks_off(model):
         teacher = lm.hidden_states(model, batch).flatten(0, 1)
@@ -146,15 +134,7 @@ def _step(adapted: PeftModel, batch: Tensor) -> float:
         loss = functional.kl_div(own, target, log_target=True, reduction="sum") / len(top)
         grad[piece] = torch.autograd.grad(loss, rows)[0]
         total += float(loss.detach())
-    student.backward(grad.view_as(student))
-    if not math.isfinite(total):
-        raise SparsityError("The recovery loss is not finite. Fix: a smaller learning rate, or float32 weights.")
-    return total
-
-
-def _rate(step: int, steps: int) -> float:
-    warm = max(1, steps // 10)
-    return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    return with_gradient(student, grad.view_as(student), total)
 
 
 @contextmanager

@@ -1,0 +1,54 @@
+"""The seven zero-shot tasks of SCAP's tables 5 and 6 at points of its grid beside CATS, with the sparsity met while they run."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from sparsity_lib.accounting import recorded, summarise
+from sparsity_lib.assets.models import load_model
+from sparsity_lib.evaluate.benchmarks import BenchmarkResult, run_benchmarks
+from sparsity_lib.experiments import common, scap_common
+from sparsity_lib.fit import fit
+from sparsity_lib.install import installed
+
+GROUP = "scap7"
+#: Pairs of SCAP and CATS that skip the same share of the FFN: 33, 47 and 60%; and one lighter and one between.
+POINTS: tuple[dict[str, Any] | None, ...] = (
+    None,
+    {"method": "cats", "gate": 0.5}, {"method": "cats", "gate": 0.7}, {"method": "cats", "gate": 0.9},
+    {"method": "scap", "up": 0.2, "down": 0.6}, {"method": "scap", "up": 0.4, "down": 0.6},
+    {"method": "scap", "up": 0.5, "down": 0.8}, {"method": "scap", "up": 0.2, "down": 0.4},
+)
+#: Documents a task.
+LIMIT = 100
+DTYPE = "bfloat16"
+
+
+def run(checkpoint) -> tuple[Any, dict, list[int]]:
+    """One item a model and point; None is the dense model."""
+    data: dict[str, Any] = {}
+    for name in common.MODELS:
+        loaded: dict[str, Any] = {}
+        data[name] = []
+        for point in POINTS:
+            params = {"model": name, "point": point, "group": GROUP, "limit": LIMIT, "dtype": DTYPE,
+                      "calibration": common.CALIBRATION}
+            found = checkpoint.item(params, partial(_score, loaded, params))
+            data[name].append({"point": point, **found})
+            result = BenchmarkResult.from_dict(found["result"])
+            print(f"{name} {point} {result.score(GROUP).mean:.3f} in {result.seconds:.0f} s", flush=True)
+    return data, {"points": POINTS, "group": GROUP, "limit": LIMIT, "dtype": DTYPE, "calibration": common.CALIBRATION}, [0]
+
+
+def _score(loaded: dict, params: dict) -> dict:
+    if not loaded:
+        loaded["fit"], loaded["tokenizer"] = load_model(params["model"])
+        loaded["run"], _ = load_model(params["model"], dtype=common.dtype_named(params["dtype"]))
+    model, tokenizer, point = loaded["run"], loaded["tokenizer"], params["point"]
+    if point is None:
+        return {"result": run_benchmarks(model, tokenizer, params["group"], limit=params["limit"]).to_dict(), "shares": None}
+    plan = fit(scap_common.recipe_of(point), loaded["fit"], tokenizer, **params["calibration"])
+    with installed(model, plan), recorded(model) as counted:
+        result = run_benchmarks(model, tokenizer, params["group"], limit=params["limit"])
+        return {"result": result.to_dict(), "shares": scap_common.shares(summarise(model, counted()))}

@@ -1,0 +1,73 @@
+"""Rows, curves and verdicts of TEAL's allocations and thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
+from sparsity_lib.evaluate.quality import Quality, difference
+from sparsity_lib.experiments.claws_report import cell, perplexity, short
+from sparsity_lib.report import Number
+from sparsity_lib.verdicts import Verdict, effect
+
+
+def quality(data: Mapping[str, Any], model: str, way: str, target: float) -> Quality:
+    """The stored sums of one way at one target."""
+    return Quality.from_json(data[model][way]["quality"][str(target)])
+
+
+def curves(data: Mapping[str, Any], targets: Sequence[float]) -> dict[str, dict[str, list[tuple[float, Interval]]]]:
+    """model -> way -> [(share of all weights skipped, KL)]: what `figures.scap.allocation` draws."""
+    return {
+        model: {way: [(found["shares"][str(t)]["skipped"], quality(data, model, way, t).divergence()) for t in targets]
+                for way, found in ways.items()}
+        for model, ways in data.items()
+    }
+
+
+def rows(data: Mapping[str, Any], targets: Sequence[float]) -> list[list[Any]]:
+    """Model, way and target; share of the linears' and of all weights met (%), perplexity, KL, KL less `uniform`'s (paired)."""
+    found = []
+    for model, ways in data.items():
+        for target in targets:
+            base = quality(data, model, "uniform", target)
+            for way in ways:
+                own, shares = quality(data, model, way, target), ways[way]["shares"][str(target)]
+                gap = None if way == "uniform" else cell(difference(own, base), "+z.3f", atol=0.003)
+                met = [Number(100 * shares[of], ".1f", atol=0.3) for of in ("linears", "skipped")]
+                kl = cell(own.divergence(), ".3f")
+                found.append([short(model), f"{way}, {100 * target:.0f}%", *met, perplexity(own), kl, gap])
+    return found
+
+
+def level_rows(data: Mapping[str, Any], target: float) -> list[list[Any]]:
+    """Model and site: the greedy search's sparsity at one target, mean, lowest and highest layer (%)."""
+    return [
+        [short(model), site, *(Number(100 * float(f(layers)), ".0f", atol=3) for f in (np.mean, np.min, np.max))]
+        for model, ways in data.items() for site, layers in ways["greedy"]["levels"][str(target)].items()
+    ]
+
+
+def threshold_rows(data: Mapping[str, Any]) -> list[list[Any]]:
+    """Model and site: the symmetric threshold over the quantile of |x| at half of the inputs, median and range over layers."""
+    found = []
+    for model, ways in data.items():
+        by_site: dict[str, list[float]] = {}
+        for name, (exact, symmetric) in ways["uniform, symmetric"]["thresholds"].items():
+            by_site.setdefault(name.split(".")[1], []).append(symmetric / exact)
+        for site, ratios in by_site.items():
+            found.append([short(model), site, *(Number(float(f(ratios)), ".3f") for f in (np.median, np.min, np.max))])
+    return found
+
+
+def verdict_greedy(data: Mapping[str, Any], model: str, target: float = 0.5) -> Verdict:
+    """Greedy over uniform allocation: the ratio of their KL at one target."""
+    own, base = (np.array(quality(data, model, way, target).kl) for way in ("greedy", "uniform"))
+    found = ratio_interval(own, base)
+    return effect(
+        f"TEAL, {short(model)}", "a greedy allocation within each block loses less than a uniform one",
+        f"KL of the greedy allocation over the uniform one's at {target:.0%}; a tenth less is asked for",
+        number=found.value, low=found.low, high=found.high, published=0.9, null=1.0)

@@ -1,0 +1,149 @@
+"""Figures of the chapters on SCAP and TEAL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sparsity_lib import style
+from sparsity_lib.evaluate.bootstrap import Interval
+from sparsity_lib.experiments.claws_report import short
+
+CENTER_LOOKS = {
+    "none": ("not centred", style.GRAY, "x", (0, (1, 1.5))), "mean": ("on the mean", style.BLUE, "v", (0, (4, 2))),
+    "median": ("on the median", style.GREEN, "s", (0, (4, 1.5, 1, 1.5))), "mode": ("on the mode", style.ORANGE, "P", "-"),
+}
+PLACES = {"up_in": "inputs of up", "before": "before the activation", "down_in": "inputs of down"}
+Curves = Mapping[str, Mapping[str, Sequence[tuple[float, Interval]]]]
+
+
+def fronts(found: Curves, others: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]] | None = None) -> Figure:
+    """KL against the share of the FFN skipped along each method's front, a panel a model.
+
+    Parameters
+    ----------
+    found
+        model -> method -> [(FFN sparsity, KL), ...].
+    others
+        model -> method -> [(FFN sparsity, mean KL), ...], the points that are on no front, drawn faintly.
+    """
+    figure, panels = style.figure(1, len(found), height=3.4, sharey=True, squeeze=False)
+    for axes, (model, methods) in zip(panels[0], found.items(), strict=True):
+        for method, points in methods.items():
+            style.line(axes, method, *_xy(points), **_band(points), markersize=4)
+            beside = (others or {}).get(model, {}).get(method, ())
+            axes.plot([100 * s for s, _ in beside], [k for _, k in beside], linestyle="none", marker=".",
+                      color=style.look(method).color, alpha=0.3)
+        axes.set(title=short(model), xlabel="FFN weights skipped (%)", yscale="log")
+    panels[0][0].set_ylabel("KL to the dense model (nats per token)")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def centring(found: Curves, labels: Mapping[str, str] | None = None) -> Figure:
+    """Loss against the sparsity of the down projection's inputs, a panel a network, a line a centre."""
+    rows = -(-len(found) // 2)
+    figure, panels = style.figure(rows, min(2, len(found)), height=2.8, sharex=True, squeeze=False)
+    for axes, (network, centers) in zip(panels.flat, found.items(), strict=False):
+        for center, points in centers.items():
+            label, color, marker, line = CENTER_LOOKS[center]
+            x, y = _xy(points)
+            axes.plot(x, y, color=color, marker=marker, linestyle=line, label=label, markersize=4)
+            axes.fill_between(x, *_band(points).values(), color=color, alpha=0.15, linewidth=0)
+        axes.set(title=(labels or {}).get(network, network), yscale="log")
+    for axes in panels.flat[len(found):]:
+        axes.set_visible(False)
+    for axes in panels[-1]:
+        axes.set_xlabel("inputs of down dropped (%)")
+    for row in panels:
+        row[0].set_ylabel("loss against the\ndense network")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def distributions(found: Mapping[str, Mapping[str, Any]], layers: int = 4) -> Figure:
+    """Histograms of what enters and leaves activations: a row a network, a panel a place, a line for each of some layers."""
+    figure, panels = style.figure(len(found), len(PLACES), height=2.1, squeeze=False)
+    for row, (network, places) in zip(panels, found.items(), strict=True):
+        for axes, (place, title) in zip(row, PLACES.items(), strict=True):
+            if place not in places:
+                axes.set_visible(False)
+                continue
+            edges = np.array(places[place]["edges"])
+            shares = places[place]["shares"]
+            chosen = np.unique(np.linspace(0, len(shares) - 1, min(layers, len(shares))).round().astype(int))
+            for shade, layer in zip(np.linspace(0.3, 1, len(chosen)), chosen, strict=True):
+                height = np.array(shares[layer]) / np.diff(edges)
+                axes.stairs(height, edges, color=style.BLUE, alpha=shade, linewidth=1.1)
+                axes.axvline(places[place]["mode"][layer], color=style.RED, alpha=0.5 * shade, linewidth=0.8)
+            axes.set(title=f"{short(network)}: {title}", yticks=[])
+            axes.title.set_fontsize(8.5)
+    return figure
+
+
+def targets(points: Mapping[int, Sequence[tuple[float, str, float]]], layers: int = 6) -> Figure:
+    """Actual against target sparsity, a panel for each of some layers, a marker a task or text."""
+    chosen = np.unique(np.linspace(0, len(points) - 1, min(layers, len(points))).round().astype(int))
+    columns = min(3, len(chosen))
+    figure, panels = style.figure(-(-len(chosen) // columns), columns, height=2.2, sharex=True, sharey=True, squeeze=False)
+    for axes, layer in zip(panels.flat, chosen, strict=False):
+        axes.plot([0, 100], [0, 100], color=style.BLACK, linewidth=0.8)
+        for target, text, actual in points[layer]:
+            color, marker = (style.BLUE, "^") if text.startswith("text of") else (style.ORANGE, "o")
+            axes.plot(100 * target, 100 * actual, color=color, marker=marker, markersize=3.5, linestyle="none", alpha=0.7)
+        axes.set(title=f"layer {layer}", xlim=(0, 100), ylim=(0, 100))
+    for axes in panels[-1]:
+        axes.set_xlabel("target (%)")
+    for row in panels:
+        row[0].set_ylabel("dropped (%)")
+    handles = [panels[0][0].plot([], [], color=c, marker=m, linestyle="none", label=label)[0]
+               for label, c, m in (("a task", style.ORANGE, "o"), ("running text", style.BLUE, "^"))]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+def beams(data: Mapping[str, Any], site: str = "down_in") -> Figure:
+    """Share that every sequence of a batch skips against the number decoded together, with what independence would give."""
+    figure, axes = style.figure(height=3.0)
+    looks = {"beams": ("beams of one text", style.ORANGE, "o"), "texts": ("different texts", style.BLUE, "s")}
+    for kind, widths in data.items():
+        label, color, marker = looks[kind]
+        x = sorted(int(w) for w in widths)
+        skipped = [100 * (1 - np.mean(widths[str(w)][site]["needed"])) for w in x]
+        chance = [100 * (1 - widths[str(w)][site]["by_chance"]) for w in x]
+        axes.plot(x, skipped, color=color, marker=marker, label=label)
+        axes.plot(x, chance, color=color, linestyle=(0, (1, 1.5)), label=f"{label}, if independent")
+    axes.set(xscale="log", xlabel="sequences decoded together", ylabel="skipped by all of them (%)", xticks=x, xticklabels=x)
+    axes.minorticks_off()
+    axes.legend()
+    return figure
+
+
+def allocation(found: Curves) -> Figure:
+    """KL against the share of all weights skipped for TEAL's allocations and thresholds, a panel a model."""
+    looks = {
+        "uniform": ("uniform", style.PURPLE, "h", "-"), "greedy": ("greedy", style.PURPLE, "D", (0, (4, 2))),
+        "uniform, symmetric": ("uniform, symmetric quantile", style.SKY, "v", (0, (1, 1.5))),
+    }
+    figure, panels = style.figure(1, len(found), height=3.2, sharey=True, squeeze=False)
+    for axes, (model, ways) in zip(panels[0], found.items(), strict=True):
+        for way, points in ways.items():
+            label, color, marker, line = looks[way]
+            (x, y), band = _xy(points), _band(points)
+            axes.errorbar(x, y, yerr=[np.subtract(y, band["low"]), np.subtract(band["high"], y)], color=color, marker=marker,
+                          linestyle=line, label=label, markersize=4, capsize=2.5)
+        axes.set(title=short(model), xlabel="weights skipped (% of all weights)", yscale="log")
+    panels[0][0].set_ylabel("KL to the dense model (nats per token)")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _xy(points: Sequence[tuple[float, Interval]]) -> tuple[list[float], list[float]]:
+    return [100 * s for s, _ in points], [i.value for _, i in points]
+
+
+def _band(points: Sequence[tuple[float, Interval]]) -> dict[str, list[float]]:
+    return {"low": [i.low for _, i in points], "high": [i.high for _, i in points]}

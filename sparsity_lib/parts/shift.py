@@ -1,0 +1,97 @@
+"""SCAP's mode-centering: entries are ranked and dropped as distances from a static centre, which goes into the bias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsity_lib.checks import count, positive
+from sparsity_lib.distribution import Distribution
+from sparsity_lib.errors import SparsityError, refuse, unknown
+from sparsity_lib.parts.base import Transform, as_float32, part
+from sparsity_lib.sites import GATE, Site
+
+#: What the centre is a statistic of, over calibration activations.
+CENTERS = {
+    "mean": "their mean",
+    "median": "their median",
+    "mode": "the peak of their Gaussian kernel density estimate",
+}
+
+
+@part("shift")
+@dataclass(frozen=True)
+class Shift(Transform):
+    """z = x - m: a dropped entry becomes m, so that W x = W z + W m with W m static (SCAP, arXiv 2412.07174, eqs. 4 to 6).
+
+    One m a site, as in the paper; constant activations are their own centre by any statistic. z is float32 whatever the
+    model's dtype: a small difference of two bfloat16 numbers would have few digits left.
+
+    Parameters
+    ----------
+    by
+        One of `CENTERS`.
+    bandwidth
+        Of `mode`: the kernel's deviation in units of Scott's rule, std * n**(-1/5) with n at most 200,000. SCAP's release
+        takes 0.5, on a sample of that size.
+    grid
+        Of `mode`: points of the density within one deviation of the kernel.
+    per_channel
+        One m a channel instead of one a site (an extension; mean and median only).
+    """
+
+    by: str = "mode"
+    bandwidth: float = 0.5
+    grid: int = 32
+    per_channel: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.by, str) or self.by not in CENTERS:
+            raise unknown("by", self.by, CENTERS)
+        positive("bandwidth", self.bandwidth)
+        count("grid", self.grid, minimum=4)
+        if not isinstance(self.per_channel, bool):
+            raise refuse("per_channel", self.per_channel, "true or false")
+        if self.per_channel and self.by == "mode":
+            raise refuse("by of a shift per channel", self.by, "mean or median", "by='median'")
+
+    def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
+        return {"shift": (site.width if self.per_channel else 1,)}
+
+    def collector(self, site: Site) -> Distribution:
+        return Distribution(site.width if self.per_channel else None, histogram=self.by != "mean")
+
+    def fit(self, collector: Distribution, site: Site) -> dict[str, Tensor]:
+        if self.by == "mode":
+            return {"shift": torch.tensor([collector.mode(self.bandwidth, self.grid)], dtype=torch.float32)}
+        return {"shift": (collector.center() if self.by == "mean" else collector.quantile(0.5)).float()}
+
+    def forward(self, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        return as_float32(x) - tensors["shift"]
+
+    def inverse(self, z: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        return z + tensors["shift"]
+
+
+def fold(site: Site, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the shift adds to the biases of the layers that read `site`: reader -> W m, float32 [out].
+
+    With it, y = W z + (b + W m) reads only the columns of entries kept; layers without a bias get one.
+
+    Raises
+    ------
+    SparsityError
+        At the gate, whose entries are no layer's input before they are multiplied, and at experts.
+    """
+    if site.kind == GATE or site.experts:
+        what = "a gate's output" if site.kind == GATE else "an expert's input"
+        raise SparsityError(f"The shift of {what} (site {site.name}) has no bias to go to. Fix: install(model, plan).")
+    shift = tensors["shift"]
+    folded = {}
+    for reader in site.column_readers:
+        weight = site.input_weight(reader).detach().float()
+        folded[reader] = weight @ shift.to(weight.device).expand(site.width)
+    return folded
