@@ -23,6 +23,7 @@ from sparsity_lib.install import installed
 from sparsity_lib.observe import activations
 from sparsity_lib.report import Number
 from sparsity_lib.sites import DOWN_IN, GATE
+from sparsity_lib.train.tokenizer import bytes_of_tokens
 from sparsity_lib.verdicts import Verdict, effect, not_testable
 
 #: Targets for SCAP on the network as it was, and on top of the ReLUs. "up" is left alone in some of the latter.
@@ -133,3 +134,8 @@ def network_rows(data: Mapping[str, Any]) -> list[list[Any]]:
         right = Number(100 * quality["accuracy"], ".1f") if "accuracy" in quality else None
         found.append([name, what, f"{made['parameters'] / 1e6:.2f} million", f"{made['seen']:,} {made['unit']}s", bits, right])
     return found
+
+
+def bits_in(tokenizer: Any, ids: Tensor) -> float:
+    """What a loss in nats, summed over the predicted tokens of `ids`, is divided by to give bits a byte: bytes times log 2."""
+    return int(bytes_of_tokens(tokenizer)[ids[:, 1:]].sum()) * float(np.log(2))
