@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
 from sparsity_lib.evaluate.quality import Quality, difference
 from sparsity_lib.experiments.claws_report import cell, perplexity, short
+from sparsity_lib.greedy import Path
 from sparsity_lib.report import Number
 from sparsity_lib.verdicts import Verdict, effect
 
@@ -71,3 +73,19 @@ def verdict_greedy(data: Mapping[str, Any], model: str, target: float = 0.5) -> 
         f"TEAL, {short(model)}", "a greedy allocation within each block loses less than a uniform one",
         f"KL of the greedy allocation over the uniform one's at {target:.0%}; a tenth less is asked for",
         number=found.value, low=found.low, high=found.high, published=0.9, null=1.0)
+
+
+def levels(data: Mapping[str, Any], target: float) -> dict[str, dict[str, list[float]]]:
+    """model -> site -> the greedy search's sparsity by layer at one target: what `figures.teal.levels` draws."""
+    return {model: ways["greedy"]["levels"][str(target)] for model, ways in data.items()}
+
+
+def step_rows(path: Path, layer: int) -> list[list[Any]]:
+    """Of one block's search: step, what each site's next step would move the output by, and the site that was raised."""
+    found = []
+    for step, errors in enumerate(path.errors[layer].tolist(), start=1):
+        if all(math.isnan(e) for e in errors):  # this block was done earlier than others
+            break
+        best = min((e, i) for i, e in enumerate(errors) if not math.isnan(e))[1]
+        found.append([str(step), *(None if math.isnan(e) else Number(e, ".1f", rtol=0.05) for e in errors), path.groups[best]])
+    return found
