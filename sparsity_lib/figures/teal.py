@@ -67,7 +67,8 @@ def token_shares(found: Mapping[float, Interval], papers: Mapping[float, str]) -
     value, low, high = ([getattr(i, name) for i in found.values()] for name in ("value", "low", "high"))
     style.line(axes, "teal", [100 * s for s in found], value, low=low, high=high)
     for share, who in papers.items():
-        axes.annotate(who, (100 * share, found[share].value), xytext=(-4, 8), textcoords="offset points", fontsize=8, ha="right")
+        side, offset = ("left", 4) if share < 0.3 else ("right", -4)
+        axes.annotate(who, (100 * share, found[share].value), xytext=(offset, 9), textcoords="offset points", fontsize=8, ha=side)
     axes.set(xlabel="tokens of each sequence that are sparse, from its end (%)", ylabel="KL to the dense model\n(nats per token)",
              ylim=(0, None))
     return figure
