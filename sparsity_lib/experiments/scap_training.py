@@ -122,7 +122,8 @@ def verdicts(found: Sequence[Trained]) -> list[Verdict]:
         not_testable(
             "S9, scores",
             "SCAP is ahead on four of six tasks without training, the trained network on GSM8K and MMLU by its data",
-            "takes two networks of one size that can do the tasks; the small ones can only be compared by their loss", 'make run NB=scap P="plain=YOUR_GLU relufied=YOUR_DRELU"'),
+            "takes two networks of one size that can do the tasks; the small ones can only be compared by their loss",
+            'make run NB=scap P="plain=YOUR_GLU relufied=YOUR_DRELU"'),
     ]
 
 
