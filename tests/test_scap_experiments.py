@@ -106,6 +106,19 @@ def test_images_are_scored_one_by_one():
     np.testing.assert_allclose(network.score(plan).loss, expected.numpy(), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "vit"])
+def test_distributions_are_taken_from_a_network_that_runs(kind):
+    model = tiny(kind)
+    if kind == "vit":
+        images = inputs("vit", sequences=6)["pixel_values"]
+        network = Images(model, images, torch.zeros(6, dtype=torch.long), images)
+    else:
+        network = Text(model, tokens(3, 12), tokens(8, 12, seed=1))
+    found = scap_center._distributions([], lambda: network)
+    assert {"up_in", "down_in", "before"} == found.keys()
+    assert all(sum(layer) == pytest.approx(0.996, abs=0.05) for layer in found["down_in"]["shares"])
+
+
 def test_a_mixers_two_projections_are_pruned_and_counted():
     config = Mamba2Config(vocab_size=61, hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8, expand=2, state_size=8,
                           n_groups=1, chunk_size=8)

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch._inductor.codecache import PyCodeCache
 from transformers import PretrainedConfig
 
 from sparsity_lib.bench import llama
@@ -66,8 +67,9 @@ def measure(source: ModelSource, name: str, prompts: Iterable[int], tokens: int,
                 engine.at(prompt)
             _rounds(engines, tokens, found["prompts"][str(prompt)], f"{name}, {prompt} tokens")
         found["bytes"] |= {kind: _weights_read(e.decoder) for kind, e in engines.items() if isinstance(e, Ours)}
-        engines, model = {}, None
+        engines, engine, model = {}, None, None
         torch._dynamo.reset()
+        PyCodeCache.cache_clear()  # compiled modules hold weights of their own
         gc.collect()  # the next set needs the memory
     return found
 

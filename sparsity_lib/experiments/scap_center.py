@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from sparsity_lib.attach import attach
@@ -69,17 +68,11 @@ def _distributions(held: list[Network], load: Callable[[], Network]) -> dict:
     network = _opened(held, load)
     streams = _watched(network.model)
     try:
-        network.score(None) if not isinstance(network, Sentences) else _run_sentences(network)
+        network.run()
     finally:
         for handle in streams.pop("handles"):
             handle.remove()
     return {place: histograms(found) for place, found in streams.items() if found}
-
-
-def _run_sentences(network: Sentences) -> None:
-    with torch.no_grad():
-        for batch in network.batches:
-            network.model(**batch)
 
 
 def _watched(model: nn.Module) -> dict[str, Any]:

@@ -52,6 +52,9 @@ class Network(Protocol):
 
     def score(self, plan: Plan | None) -> Scores: ...
 
+    def run(self) -> None:
+        """Run the model as it is on a text or images of its kind, for whoever watches its activations."""
+
 
 class Sentences:
     """all-MiniLM-L6-v2, an encoder with a plain GELU FFN: MRPC's 408 validation pairs, and how far embeddings move.
@@ -82,6 +85,11 @@ class Sentences:
             found = embed(self.model, self.tokenizer, self.sentences)
             return self._scores(found, scap_common.shares(summarise(self.model, counted())))
 
+    @torch.no_grad()
+    def run(self) -> None:
+        for batch in self.batches:
+            self.model(**batch)
+
     def _scores(self, found: Tensor, shares: dict[str, Any] | None) -> Scores:
         first, second = found.chunk(2)
         cosine = (first * second).sum(-1).numpy()
@@ -109,10 +117,13 @@ class Text:
                       None if plan is None else self._shares(plan), {"perplexity": quality.perplexity().value})
 
     @torch.no_grad()
+    def run(self) -> None:
+        for batch in self.ids.split(4):
+            self.model(input_ids=batch, use_cache=False)
+
     def _shares(self, plan: Plan) -> dict[str, Any]:
         with installed(self.model, plan), recorded(self.model) as counted:
-            for batch in self.ids.split(4):
-                self.model(input_ids=batch, use_cache=False)
+            self.run()
             return scap_common.shares(summarise(self.model, counted()))
 
 
@@ -135,6 +146,9 @@ class Images:
         with installed(self.model, plan), recorded(self.model) as counted:
             found = self._chances()
             return self._scores(found, scap_common.shares(summarise(self.model, counted())))
+
+    def run(self) -> None:
+        self._chances()
 
     @torch.no_grad()
     def _chances(self) -> Tensor:

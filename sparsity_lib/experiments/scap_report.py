@@ -23,6 +23,11 @@ from sparsity_lib.verdicts import Verdict, effect
 Point = Mapping[str, Any]
 
 
+def arranged(data: Mapping[str, Any], first: Sequence[str]) -> dict[str, Any]:
+    """The same entries, those named in `first` in that order and before the others: kept results are sorted by name."""
+    return {name: data[name] for name in (*(n for n in first if n in data), *(n for n in data if n not in first))}
+
+
 def of_method(found: Mapping[str, Any], method: str) -> list[Point]:
     """The points of one method, by rising FFN sparsity."""
     return sorted((p for p in found["points"] if p["method"] == method), key=lambda p: p["ffn"])

@@ -1,7 +1,8 @@
 """Train the small networks of the book from nothing, on real text and real images, into results/models/.
 
 Each is an item of its own, and inside an item the trainer's checkpoints carry on, so that an interrupted run loses at
-most `EVERY` steps.
+most `EVERY` steps. Two have a common origin that is not kept: small-llama and small-llama-relu read the same further text
+in the same order, and differ by the ReLUs alone.
 """
 
 from __future__ import annotations
@@ -46,12 +47,16 @@ RECIPES = {
     **dict.fromkeys(SMALL, TrainRecipe(**_LANGUAGE)),
     # The scan runs without its kernel here, at half the speed of the others.
     "small-mamba2": TrainRecipe(**{**_LANGUAGE, "steps": 500}),
-    # Part of the same text once more, with a smaller learning rate since the weights are trained. It has therefore seen
-    # more than small-llama, and a difference between the two is not the ReLUs' alone.
-    "small-llama-relu": TrainRecipe(**{**_LANGUAGE, "steps": 300, "learning_rate": 1.5e-3, "warmup": 15, "seed": 1}),
+    # Part of the same text once more, with a smaller learning rate since the weights are trained.
+    **dict.fromkeys(("small-llama", "small-llama-relu"),
+                    TrainRecipe(**{**_LANGUAGE, "steps": 300, "learning_rate": 1.5e-3, "warmup": 15, "seed": 1})),
+    "small-llama-origin": TrainRecipe(**_LANGUAGE),
     "small-vit": TrainRecipe(
         steps=1500, batch=64, learning_rate=2e-3, warmup=75, weight_decay=0.1, betas=(0.9, 0.95), passes=100),
 }
+#: What two networks are before they read on.
+ORIGIN = "small-llama-origin"
+FROM_ORIGIN = ("small-llama", "small-llama-relu")
 EVERY = 50
 #: Steps that a point of the stored loss curves averages.
 CURVE = 20
@@ -60,21 +65,26 @@ CURVE = 20
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a network: what it was trained with, its losses, its quality, and the checksums of its files."""
     data: dict[str, Any] = {}
-    for name in SMALL:
+    for name in (ORIGIN, *SMALL):
         params = {"model": name, "recipe": RECIPES[name].to_json(), "config": _described(name)}
         if name != "small-vit":
             params |= {"sources": SOURCES, "tokenizer": TOKENIZER, "evaluation": EVALUATION, "length": LENGTH}
-        if name == "small-llama-relu":
-            params["from"] = data["small-llama"]["files"]  # trained anew where its origin was
+        if name in FROM_ORIGIN:
+            params["from"] = data[ORIGIN]["files"]  # trained anew where the origin was
         data[name] = checkpoint.item(params, partial(_make, name))
-        remove(_work(name))
+        if name != ORIGIN:
+            remove(_work(name))
         print(f"{name}: {_summary(data[name])}", flush=True)
+    origin = data.pop(ORIGIN)
+    for name in FROM_ORIGIN:
+        data[name] |= {"origin": origin, "seen": origin["seen"] + data[name]["seen"]}
+    remove(_work(ORIGIN))
     return data, {"sources": SOURCES, "tokenizer": TOKENIZER, "evaluation": EVALUATION, "length": LENGTH,
                   "recipes": {name: recipe.to_json() for name, recipe in RECIPES.items()}}, [0, 1]
 
 
 def _described(name: str) -> dict:
-    style = STYLES["small-llama" if name == "small-llama-relu" else name]
+    style = STYLES["small-llama" if name in (ORIGIN, *FROM_ORIGIN) else name]
     return {k: v for k, v in style.to_diff_dict().items() if k != "transformers_version"}
 
 
@@ -99,18 +109,25 @@ def _tokenizer():
 
 def _start(name: str) -> nn.Module:
     """The network before training: random weights by its recipe's seed, or those of the network it is made of."""
-    if name == "small-llama-relu":
-        # In float32, but from the stored bfloat16 weights: what a reader would start from.
-        return relufy(_stored(AutoModelForCausalLM, "small-llama"))
+    if name in FROM_ORIGIN:
+        if not _place(ORIGIN).is_dir():  # its item was kept, its folder was not
+            _make(ORIGIN)
+        origin = _stored(AutoModelForCausalLM, ORIGIN)
+        return relufy(origin) if name == "small-llama-relu" else origin
     torch.manual_seed(RECIPES[name].seed)
     auto = AutoModelForImageClassification if name == "small-vit" else AutoModelForCausalLM
-    return auto.from_config(copy.deepcopy(STYLES[name]))
+    return auto.from_config(copy.deepcopy(STYLES["small-llama" if name == ORIGIN else name]))
+
+
+def _place(name: str) -> Path:
+    """Where a finished network is written; the origin's is gone when the run ends."""
+    return _work(name) / "finished" if name == ORIGIN else folder_of(name)
 
 
 def _stored(auto, name: str) -> nn.Module:
     """A finished network, in float32 and in evaluation mode."""
     with quiet_bars():
-        return auto.from_pretrained(folder_of(name), dtype=torch.float32).eval()
+        return auto.from_pretrained(_place(name), dtype=torch.float32).eval()
 
 
 def _make(name: str) -> dict:
@@ -148,7 +165,7 @@ def _described_run(made: Trained) -> dict:
 
 def _publish(name: str, model: nn.Module, tokenizer) -> dict[str, str]:
     """Write the network in bfloat16, whole or not at all; file -> sha256."""
-    folder = folder_of(name)
+    folder = _place(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(folder)
     try:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
 from sparsity_lib.evaluate.quality import Quality, difference
 from sparsity_lib.experiments.claws_report import cell, perplexity, short
+from sparsity_lib.experiments.common import MODELS
+from sparsity_lib.experiments.scap_report import arranged
+from sparsity_lib.greedy import Path
 from sparsity_lib.report import Number
+from sparsity_lib.sites import DOWN_IN, O_IN, QKV_IN, UP_IN
 from sparsity_lib.verdicts import Verdict, effect
+
+#: In the order of a block.
+SITES = (QKV_IN, O_IN, UP_IN, DOWN_IN)
+
+
+def in_order(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The kept data with models and ways in the order in which the book names them."""
+    return {model: arranged(ways, ("uniform", "greedy", "uniform, symmetric")) for model, ways in arranged(data, MODELS).items()}
 
 
 def quality(data: Mapping[str, Any], model: str, way: str, target: float) -> Quality:
@@ -47,7 +61,7 @@ def level_rows(data: Mapping[str, Any], target: float) -> list[list[Any]]:
     """Model and site: the greedy search's sparsity at one target, mean, lowest and highest layer (%)."""
     return [
         [short(model), site, *(Number(100 * float(f(layers)), ".0f", atol=3) for f in (np.mean, np.min, np.max))]
-        for model, ways in data.items() for site, layers in ways["greedy"]["levels"][str(target)].items()
+        for model, ways in data.items() for site, layers in arranged(ways["greedy"]["levels"][str(target)], SITES).items()
     ]
 
 
@@ -58,7 +72,7 @@ def threshold_rows(data: Mapping[str, Any]) -> list[list[Any]]:
         by_site: dict[str, list[float]] = {}
         for name, (exact, symmetric) in ways["uniform, symmetric"]["thresholds"].items():
             by_site.setdefault(name.split(".")[1], []).append(symmetric / exact)
-        for site, ratios in by_site.items():
+        for site, ratios in arranged(by_site, SITES).items():
             found.append([short(model), site, *(Number(float(f(ratios)), ".3f") for f in (np.median, np.min, np.max))])
     return found
 
@@ -71,3 +85,29 @@ def verdict_greedy(data: Mapping[str, Any], model: str, target: float = 0.5) -> 
         f"TEAL, {short(model)}", "a greedy allocation within each block loses less than a uniform one",
         f"KL of the greedy allocation over the uniform one's at {target:.0%}; a tenth less is asked for",
         number=found.value, low=found.low, high=found.high, published=0.9, null=1.0)
+
+
+def levels(data: Mapping[str, Any], target: float) -> dict[str, dict[str, list[float]]]:
+    """model -> site -> the greedy search's sparsity by layer at one target: what `figures.teal.levels` draws."""
+    return {model: arranged(ways["greedy"]["levels"][str(target)], SITES) for model, ways in data.items()}
+
+
+def step_rows(path: Path, layer: int) -> list[list[Any]]:
+    """Of one block's search: step, what each site's next step would move the output by, and the site that was raised."""
+    found = []
+    for step, errors in enumerate(path.errors[layer].tolist(), start=1):
+        if all(math.isnan(e) for e in errors):  # this block was done earlier than others
+            break
+        best = min((e, i) for i, e in enumerate(errors) if not math.isnan(e))[1]
+        found.append([str(step), *(None if math.isnan(e) else Number(e, ".1f", rtol=0.05) for e in errors), path.groups[best]])
+    return found
+
+
+def furthest_apart(layers: Sequence[Tensor], sparsity: float) -> tuple[Tensor, float, float]:
+    """Of activations by layer those for which both readings of the threshold differ most by their ratio, and the two: the
+    quantile of |x|, and the quantile of x at 0.5 + sparsity / 2."""
+    found = []
+    for x in layers:
+        exact, symmetric = float(x.abs().flatten().quantile(sparsity)), float(x.flatten().quantile(0.5 + sparsity / 2))
+        found.append((abs(math.log(symmetric / exact)) if min(symmetric, exact) > 0 else math.inf, x, exact, symmetric))
+    return max(found, key=lambda item: item[0])[1:]

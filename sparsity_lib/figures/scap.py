@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from sparsity_lib import style
 from sparsity_lib.evaluate.bootstrap import Interval
@@ -138,6 +139,76 @@ def allocation(found: Curves) -> Figure:
         axes.set(title=short(model), xlabel="weights skipped (% of all weights)", yscale="log")
     panels[0][0].set_ylabel("KL to the dense model (nats per token)")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def thresholds(found: Mapping[str, tuple[Tensor, Sequence[float]]]) -> Figure:
+    """Histograms of some activations, a panel a site, with the thresholds of several sparsities as lines on both sides of zero.
+
+    Parameters
+    ----------
+    found
+        site -> (activations of any shape, thresholds from low to high).
+    """
+    figure, panels = style.figure(1, len(found), height=2.6, squeeze=False)
+    for axes, (title, (x, levels)) in zip(panels[0], found.items(), strict=True):
+        x = x.float().flatten().numpy()
+        end = float(np.quantile(np.abs(x), 0.98))
+        axes.hist(x, bins=np.linspace(-end, end, 81), density=True, color=style.SKY, alpha=0.6)
+        for shade, level in zip(np.linspace(0.4, 1, len(levels)), levels, strict=True):
+            for side in (-level, level):
+                axes.axvline(side, color=style.ORANGE, alpha=shade, linewidth=1.2)
+        axes.set(title=title, xlabel="activation", yticks=[])
+    return figure
+
+
+def shifted(x: Tensor, center: float) -> Figure:
+    """A distribution with its centre (left), and the share of entries within a threshold of zero and of the centre (right)."""
+    figure, (left, right) = style.figure(1, 2, height=2.7)
+    x = x.float().flatten().numpy()
+    left.hist(x, bins=np.linspace(*np.quantile(x, [0.002, 0.98]), 91), density=True, color=style.SKY, alpha=0.6)
+    left.axvline(center, color=style.RED, linewidth=1.2, label="peak")
+    left.axvline(0, color=style.BLACK, linewidth=0.8, linestyle=":", label="zero")
+    left.set(xlabel="activation", yticks=[], title="what enters the down projection")
+    left.legend()
+    levels = np.linspace(0, 4 * float(np.quantile(np.abs(x), 0.25)), 81)
+    for name, place in (("none", 0.0), ("mode", center)):
+        label, color, _, line = CENTER_LOOKS[name]
+        apart = np.sort(np.abs(x - place))
+        right.plot(levels, 100 * np.searchsorted(apart, levels) / len(apart), color=color, linestyle=line, label=label)
+    right.set(xlabel="threshold", ylabel="dropped (%)", ylim=(0, 100), title="share within the threshold")
+    right.legend()
+    return figure
+
+
+def training(found: Sequence[Any]) -> Figure:
+    """Loss against the share of the FFN skipped: the network with its SiLU under SCAP, and the one with ReLUs."""
+    figure, axes = style.figure(height=3.0)
+    looks = {"plain": ("SiLU, pruned by SCAP", style.ORANGE, "p", "-"),
+             "relufied": ("two ReLUs and more training", style.BLUE, "o", "")}
+    for network, (label, color, marker, line) in looks.items():
+        own = sorted((p for p in found if p.network == network), key=lambda p: p.ffn.value)
+        axes.plot([100 * p.ffn.value for p in own], [p.loss().value for p in own], color=color, marker=marker, linestyle=line,
+                  label=label)
+        for point in own if network == "relufied" else ():
+            axes.annotate(point.what, (100 * point.ffn.value, point.loss().value), xytext=(0, 7), textcoords="offset points",
+                          fontsize=7.5, ha="center", color=color)
+    axes.set(xlabel="FFN weights skipped (%)", ylabel="loss (nats per token)", xlim=(-5, 105))
+    axes.margins(y=0.2)
+    axes.legend(loc="upper left")
+    return figure
+
+
+def blocks(found: Mapping[str, Mapping[float, Interval]]) -> Figure:
+    """Milliseconds of one FFN block against the share of its weights skipped, CATS' way and SCAP's, with torch's dense block."""
+    figure, axes = style.figure(height=2.8)
+    for method in ("cats", "scap"):
+        points = found[method]
+        value, low, high = ([getattr(i, name) for i in points.values()] for name in ("value", "low", "high"))
+        style.line(axes, method, [100 * s for s in points], value, low=low, high=high)
+    axes.axhline(found["dense"][0.0].value, **style.look("dense").options(label="dense, torch"))
+    axes.set(xlabel="FFN weights skipped (%)", ylabel="one block (ms)", ylim=(0, None))
+    axes.legend()
     return figure
 
 
