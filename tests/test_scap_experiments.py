@@ -199,3 +199,15 @@ def test_only_decoded_steps_of_real_beams_are_seen():
     assert found[UP_IN]._size == 3 and found[UP_IN]._seen[0] == 9  # three steps after the prompt's, three beams each
     assert found[DOWN_IN].each[0] < found[DOWN_IN].needed[0] <= min(1.0, 3 * found[DOWN_IN].each[0])
     assert not model.model.layers[0].mlp.up_proj._forward_pre_hooks
+
+
+def test_any_decoder_gets_a_row_by_its_kind(monkeypatch):
+    asked = []
+    perfect = {"scale": "share", "right": [1.0, 1.0], "weights": [1.0, 1.0]}
+    monkeypatch.setattr(scap_coverage, "_score", lambda held, load, point: asked.append(point) or {**perfect, "point": point})
+    for name, extra in (("small-llama", {}), ("small-gpt2", {"center": "mode"}), ("small-mamba2", None)):
+        asked.clear()
+        row = scap_coverage.cover(name, limit=1)
+        assert asked[0] is None and row["chosen"] == asked[-1] and len(asked) == len(row["tried"]) + 1
+        assert row["chosen"] == ({"method": "mixer", "in": 0.6, "out": 0.7} if extra is None else
+                                 {"method": "scap", "up": 0.6, "down": 0.7, **extra})

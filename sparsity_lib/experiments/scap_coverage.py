@@ -24,6 +24,7 @@ from sparsity_lib.fit import fit_many
 from sparsity_lib.install import installed
 from sparsity_lib.plan import Plan
 from sparsity_lib.recipe import Recipe
+from sparsity_lib.sites import GATE, IN_PROJ_IN, find_sites
 
 #: Allowed relative loss, as in the paper.
 MARGIN = 0.01
@@ -33,17 +34,20 @@ LADDER = ((0.1, 0.2), (0.2, 0.3), (0.2, 0.5), (0.3, 0.5), (0.4, 0.5), (0.4, 0.6)
 
 
 class Tasks:
-    """An embedded model on the paper's seven tasks; a unit is a document. Its weights may be rounded to int8 first."""
+    """A decoder on the paper's seven tasks; a unit is a document. Its weights may be rounded to int8 first.
+
+    It is calibrated in float32 and run in bfloat16; with `one_copy`, for large models, calibrated in bfloat16 too.
+    """
 
     scale = "share"
 
-    def __init__(self, name: str, bits: int | None = None, limit: int = LIMIT) -> None:
+    def __init__(self, name: str, bits: int | None = None, limit: int = LIMIT, one_copy: bool = False) -> None:
         self.limit = limit
-        self.fitted, self.tokenizer = load_model(name)
+        self.model, self.tokenizer = load_model(name, dtype=torch.bfloat16)
+        self.fitted = self.model if one_copy else load_model(name)[0]
         if bits is not None:
             scap_common.quantise(self.fitted, bits)
-        self.model, _ = load_model(name, dtype=torch.bfloat16)
-        self.model.load_state_dict(self.fitted.state_dict())  # the same weights, run in bfloat16
+            self.model.load_state_dict(self.fitted.state_dict())  # the same weights
 
     def fit(self, recipes: Sequence[Recipe]) -> list[Plan]:
         return fit_many(recipes, self.fitted, self.tokenizer, **common.CALIBRATION)
@@ -109,11 +113,34 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
             return checkpoint.item(params, partial(_score, held, entry.load, point))
 
         dense = measure(None)
-        found = search(entry.points(), lambda p, dense=dense, measure=measure: within(measure(p), dense))
-        data[name] = {"what": entry.what, "trained_here": entry.trained_here, "dense": dense,
-                      "tried": [{"point": p, **measure(p)} for p in found.tried], "chosen": found.chosen}
-        print(f"{name} {found.chosen}", flush=True)
+        data[name] = _row(entry, dense, measure)
+        print(f"{name} {data[name]['chosen']}", flush=True)
     return data, {"ladder": LADDER, "margin": MARGIN, "group": GROUP, "limit": LIMIT}, [0]
+
+
+def _row(entry: Entry, dense: dict[str, Any], measure: Callable[[dict], dict[str, Any]]) -> dict[str, Any]:
+    found = search(entry.points(), lambda p: within(measure(p), dense))
+    return {"what": entry.what, "trained_here": entry.trained_here, "dense": dense,
+            "tried": [{"point": p, **measure(p)} for p in found.tried], "chosen": found.chosen}
+
+
+def cover(name: str, limit: int = LIMIT) -> dict[str, Any]:
+    """The row of any decoder: an embedded name, a hub id or a folder, on `limit` documents of each of the seven tasks.
+
+    Settings are those of its kind: two projections of a mixer, centred on the mode where the FFN has no gate.
+    """
+    network = Tasks(name, limit=limit, one_copy=True)
+    kinds = {*find_sites(network.model).kinds()}
+    entry = Entry("decoder, your own", lambda: network, centered=not kinds & {GATE, IN_PROJ_IN}, mixer=IN_PROJ_IN in kinds)
+    seen: dict[str, dict[str, Any]] = {}
+
+    def measure(point: dict) -> dict[str, Any]:
+        key = str(point)
+        if key not in seen:
+            seen[key] = _score([network], entry.load, point)
+        return seen[key]
+
+    return _row(entry, _score([network], entry.load, None), measure)
 
 
 def _score(held: list[Network], load: Callable[[], Network], point: dict | None) -> dict[str, Any]:
