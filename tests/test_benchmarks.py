@@ -30,7 +30,9 @@ from sparsity_lib.evaluate.prefix_lm import PrefixLM
 from sparsity_lib.evaluate.tasks import MMLU_SUBJECTS, TASKS, stock_folder
 
 FEW_SUBJECTS = ("mmlu_anatomy", "mmlu_moral_scenarios", "mmlu_us_foreign_policy")
-ONE_OF_EACH = tuple(name for name in TASKS if not name.startswith("mmlu_")) + FEW_SUBJECTS
+WRITTEN = tuple(name for name, task in TASKS.items() if task.writes)
+RANKED = tuple(name for name in TASKS if not name.startswith("mmlu_") and name not in WRITTEN) + FEW_SUBJECTS
+ONE_OF_EACH = RANKED + WRITTEN
 
 
 def stock_task(name: str, monkeypatch: pytest.MonkeyPatch, shots: int = 0):
@@ -83,7 +85,7 @@ def tiny(tokenizer):
 # Few-shot prompts can be equal only where lm-eval's rule for drawing examples is the same: not where it would take them
 # from a training split while it scores a test split that we do not have.
 CASES = [(name, 0) for name in ONE_OF_EACH] + [
-    (name, 2) for name in ONE_OF_EACH if name not in ("openbookqa", "sciq", "lambada_openai")
+    (name, 2) for name in ONE_OF_EACH if name not in ("openbookqa", "sciq", "lambada_openai", "gsm8k")
 ]
 
 
@@ -96,10 +98,15 @@ def test_requests_and_metrics_are_those_of_the_stock_task(name, shots, monkeypat
     assert [(i.args, i.doc_id, i.idx, i.request_type) for i in mine] == [(i.args, i.doc_id, i.idx, i.request_type) for i in stock]
     generator = random.Random(0)
     for doc_id, row in enumerate(rows):
-        fake = [(-10 * generator.random(), generator.random() < 0.5) for i in mine if i.doc_id == doc_id]
+        if name in WRITTEN:
+            fake = [["42", "Paris", ours.doc_to_target(ours.eval_docs[row])][doc_id % 3]]
+            fake = fake[0] if isinstance(fake[0], list) else fake
+        else:
+            fake = [(-10 * generator.random(), generator.random() < 0.5) for i in mine if i.doc_id == doc_id]
         assert ours.process_results(ours.eval_docs[row], fake) == theirs.process_results(theirs.eval_docs[row], fake)
     assert ours.aggregation().keys() == theirs.aggregation().keys() >= set(TASKS[name].metrics)
-    assert [f.name for f in ours._filters] == [f.name for f in theirs._filters] == ["none"]
+    assert [f.name for f in ours._filters] == [f.name for f in theirs._filters]
+    assert TASKS[name].filter in [f.name for f in ours._filters]
 
 
 def test_every_mmlu_subject_is_there_and_asks_what_lm_eval_asks(monkeypatch):
@@ -111,13 +118,13 @@ def test_every_mmlu_subject_is_there_and_asks_what_lm_eval_asks(monkeypatch):
 
 def test_scores_equal_lm_evals_on_the_stock_tasks(tiny, tokenizer, monkeypatch):
     results = {
-        backend: run_benchmarks(tiny, tokenizer, ONE_OF_EACH, limit=6, seed=1, backend=backend) for backend in ("prefix", "hf")
+        backend: run_benchmarks(tiny, tokenizer, RANKED, limit=6, seed=1, backend=backend) for backend in ("prefix", "hf")
     }
-    stock = {name: stock_task(name, monkeypatch) for name in ONE_OF_EACH}
+    stock = {name: stock_task(name, monkeypatch) for name in RANKED}
     rows = {name: list(task.doc_ids) for name, task in results["hf"].tasks.items()}
     with quiet_lm_eval():
         expected = evaluate(HFLM(tiny, tokenizer=tokenizer, batch_size=4), {"tasks": stock}, samples=rows, bootstrap_iters=100)
-    for (backend, result), name in itertools.product(results.items(), ONE_OF_EACH):
+    for (backend, result), name in itertools.product(results.items(), RANKED):
         task, theirs = result.tasks[name], expected["results"][name]
         assert result.backend == backend and task.documents == 6
         assert task.available == len(load_benchmark(TASKS[name].benchmark, TASKS[name].config, TASKS[name].evaluated))
@@ -125,13 +132,14 @@ def test_scores_equal_lm_evals_on_the_stock_tasks(tiny, tokenizer, monkeypatch):
             if metric == "perplexity":
                 assert value == pytest.approx(theirs["perplexity,none"], rel=1e-4)
             else:
-                assert value == theirs[f"{metric},none"] == np.mean(task.values[metric])
-                assert task.stderr[metric] == pytest.approx(theirs[f"{metric}_stderr,none"])
+                key = TASKS[name].filter
+                assert value == theirs[f"{metric},{key}"] == np.mean(task.values[metric])
+                assert task.stderr[metric] == pytest.approx(theirs[f"{metric}_stderr,{key}"])
                 assert task.stderr[metric] == pytest.approx(mean_stderr(task.values[metric]))
 
 
 @pytest.mark.parametrize(("model", "names", "limit"), [
-    ("smollm2-135m-instruct", ONE_OF_EACH, 1), ("gemma3-270m", ("arc_easy", "winogrande", "mmlu_anatomy"), 1),
+    ("smollm2-135m-instruct", RANKED, 1), ("gemma3-270m", ("arc_easy", "winogrande", "mmlu_anatomy"), 1),
 ])
 def test_real_models_score_alike_packed_and_through_hflm(model, names, limit):
     loaded, tokenizer = load_model(model)
@@ -205,3 +213,25 @@ def test_groups_name_known_tasks_and_metrics():
             assert member in GROUPS or metric in TASKS[member].metrics
     assert len(resolve(["avg5", "mmlu", "scap7"])) == 5 + 57 + 2
     assert [len(GROUPS[name].members) for name in ("avg5", "scap7", "cwic7", "cwic7-flops")] == [5, 7, 7, 7]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_written_answers_are_scored_by_document(name, tiny, tokenizer, monkeypatch):
+    asked = []
+
+    def write(self, requests, disable_tqdm=False):
+        asked.extend(requests)
+        answers = [request.doc["answer"] for request in requests]
+        right = [a["aliases"][0] if isinstance(a, dict) else f"so it is\n#### {a.rsplit(' ', 1)[1]}" for a in answers]
+        return [text if i % 3 else "Nobody knows, say 1234567" for i, text in enumerate(right)]
+
+    monkeypatch.setattr(HFLM, "generate_until", write)
+    result = run_benchmarks(tiny, tokenizer, name, limit=6, num_fewshot=2)
+    assert result.tasks[name].values["exact_match"] == tuple(float(i % 3 > 0) for i in range(6))
+    assert result.score(name).mean == pytest.approx(4 / 6) and result.score(name).stderr > 0
+    assert all(request.args[0].count("Answer:") == 3 for request in asked)
+
+
+def test_a_model_writes_until_the_task_says_stop(tiny, tokenizer):
+    result = run_benchmarks(tiny, tokenizer, "triviaqa", limit=2)
+    assert result.tasks["triviaqa"].documents == 2 and set(result.tasks["triviaqa"].values["exact_match"]) <= {0.0, 1.0}

@@ -36,7 +36,7 @@ class TaskResult:
 
     `metrics` are lm-eval's own aggregates; `stderr` the standard error of each mean, s / sqrt(n) from the documents'
     values (NaN for one document or a metric that is no mean). `values` holds the outcome of each document in `doc_ids`
-    (its row in the split): 0 or 1 for acc and acc_norm, the log-likelihood for perplexity. `available` counts the
+    (its row in the split): 0 or 1 for acc, acc_norm and exact_match, the log-likelihood for perplexity. `available` counts the
     documents of the split.
     """
 

@@ -159,13 +159,13 @@ def _fewshot_counts(names: tuple[str, ...], num_fewshot: int | Mapping[str, int]
 def _task_result(
     name: str, shots: int, available: int, aggregate: Mapping[str, Any], samples: list[dict[str, Any]]
 ) -> TaskResult:
-    """Gather lm-eval's aggregates and per-document records of one task (the default filter, "none")."""
+    """Gather lm-eval's aggregates and per-document records of one task, by the filter that it is scored with."""
     spec = TASKS[name]
-    ordered = sorted(samples, key=lambda sample: sample["doc_id"])
+    ordered = sorted((s for s in samples if s["filter"] == spec.filter), key=lambda sample: sample["doc_id"])
     values = {metric: tuple(float(sample[metric]) for sample in ordered) for metric in spec.metrics}
-    metrics = {metric: float(aggregate[f"{metric},none"]) for metric in spec.metrics}
+    metrics = {metric: float(aggregate[f"{metric},{spec.filter}"]) for metric in spec.metrics}
     stderr = {
-        metric: standard_error(each) if metric.startswith("acc") else float("nan") for metric, each in values.items()
+        metric: standard_error(each) if metric != "perplexity" else float("nan") for metric, each in values.items()
     }
     return TaskResult(
         task=name, split=spec.evaluated, num_fewshot=shots, available=available, metrics=metrics, stderr=stderr,

@@ -5,7 +5,8 @@ Averages over unlike tasks depend on the members and on the metric (acc or acc_n
 Which split is scored: as in lm-eval for all but two. ARC, MMLU and LAMBADA: test. HellaSwag, PIQA, WinoGrande and BoolQ:
 validation, as their test labels are not public. OpenBookQA and SciQ: *validation*, where lm-eval scores the test split,
 which the embedded data lack: those two scores are not a leaderboard's, but they are the same for all models compared here.
-LAMBADA's local passages have lost their line breaks (see :mod:`sparsity_lib.assets.benchmarks`).
+LAMBADA's local passages have lost their line breaks (see :mod:`sparsity_lib.assets.benchmarks`). In TriviaQA and GSM8K the
+model writes its answer; their few-shot examples come from the split that is scored.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ GROUPS: dict[str, Group] = {
             "cwic7-flops", _acc("mmlu", "arc_challenge", "arc_easy", "hellaswag", "winogrande", "boolq", "sciq"),
             "CWIC (FLOPs), table 1. The metric is not named; its dense HellaSwag (41.1 for Llama-3.2-1B) is of the size of "
             "acc.",
+        ),
+        Group(
+            "generation", _primary("lambada_openai", "triviaqa", "gsm8k"),
+            "This book's: a word, a name, a calculation that the model has to write itself (for LAMBADA, lm-eval asks whether "
+            "greedy decoding would).",
         ),
         Group(
             "mmlu", _acc(*(f"mmlu_{subject}" for subject in MMLU_SUBJECTS)),

@@ -27,7 +27,7 @@ class BenchmarkTask:
     `stock` is lm-eval's YAML, relative to its tasks folder; `benchmark` and `config` name the local data; `evaluated` is
     the split scored and `stock_split` the one that lm-eval would score; `extra_splits` serve few-shot examples.
     `primary` is the metric that counts where nothing else is said: acc_norm (log-likelihood per byte of the answer) where
-    lm-eval has it, else acc.
+    lm-eval has it, else acc; exact_match where an answer is written. `filter` names lm-eval's way to find it in the text.
     """
 
     name: str
@@ -39,6 +39,12 @@ class BenchmarkTask:
     primary: str = "acc_norm"
     extra_splits: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("acc", "acc_norm")
+    filter: str = "none"
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes the answer, where elsewhere it ranks given ones."""
+        return self.primary == "exact_match"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -59,7 +65,7 @@ MMLU_SUBJECTS = tuple(
     security_studies sociology us_foreign_policy virology world_religions""".split()
 )
 
-_ACC = ("acc",)
+_ACC, _EXACT = ("acc",), ("exact_match",)
 TASKS: dict[str, BenchmarkTask] = {
     task.name: task
     for task in (
@@ -83,6 +89,14 @@ TASKS: dict[str, BenchmarkTask] = {
         BenchmarkTask(
             "lambada_openai", "lambada/lambada_openai.yaml", "lambada", None, "test", "test", "acc",
             metrics=("acc", "perplexity"),
+        ),
+        BenchmarkTask(
+            "triviaqa", "triviaqa/default.yaml", "trivia_qa", None, "validation", "validation", "exact_match",
+            metrics=_EXACT, filter="remove_whitespace",
+        ),
+        BenchmarkTask(
+            "gsm8k", "gsm8k/gsm8k.yaml", "gsm8k", "main", "test", "test", "exact_match", metrics=_EXACT,
+            filter="flexible-extract",
         ),
         *(
             BenchmarkTask(
