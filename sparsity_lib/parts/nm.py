@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from sparsity_lib.sites import Site
 
 #: Largest M: a group's mask fits a 64-bit word.
 LARGEST = 64
-#: Up to this M all pairs of a group are compared; beyond it a quickselect of the group is faster.
+#: Up to this M all pairs of a group are compared; beyond it sorting the group is faster.
 PAIRWISE = 8
 
 
@@ -92,21 +93,46 @@ def n_of_m_mask(scores: Tensor, n: int, m: int, *, pad: bool = False) -> Tensor:
 
 
 def _groups(groups: Tensor, n: int) -> Tensor:
-    """The mask of groups [..., m]."""
-    if groups.shape[-1] <= PAIRWISE and not groups.isnan().any():
-        return _ranks(groups) < n
-    return exact_topk(groups, n)
+    """The mask of groups [..., m], n < m."""
+    if groups.device.type != "cpu":
+        return exact_topk(groups, n)
+    # NumPy on one core: with threads, a dozen passes over little data would wait for each other more than they compute
+    values = groups.detach().to(torch.promote_types(groups.dtype, torch.float32)).reshape(-1, groups.shape[-1]).numpy()
+    few = len(values) and values.shape[1] <= PAIRWISE and not np.isnan(values).any()
+    return torch.from_numpy(_by_pairs(values, n) if few else _by_bound(values, n)).view(groups.shape)
 
 
-def _ranks(groups: Tensor) -> Tensor:
-    """How many entries of its group come before each, int8 [..., m], by comparing all pairs: m planes of whole tensors."""
-    planes = groups.movedim(-1, 0).contiguous()
-    ranks = torch.zeros(planes.shape, dtype=torch.int8, device=groups.device)
-    for apart in range(1, len(planes)):
-        first = planes[:-apart] >= planes[apart:]  # of equal ones the lower index comes first
-        ranks[apart:] += first.view(torch.int8)
-        ranks[:-apart] += (~first).view(torch.int8)
-    return ranks.movedim(0, -1)
+def _by_pairs(groups: np.ndarray, n: int) -> np.ndarray:
+    """Count for each entry how many of its group come before it, all groups [rows, m] at once; no NaN."""
+    planes = np.ascontiguousarray(groups.T)
+    last = len(planes) - 1
+    ranks = np.repeat(np.arange(last, -1, -1, dtype=np.int8)[:, None], planes.shape[1], axis=1)  # all later ones are larger
+    for apart in range(1, last + 1):
+        first = (planes[:-apart] >= planes[apart:]).view(np.int8)  # of equal ones the lower index comes first
+        ranks[apart:] += first
+        ranks[:-apart] -= first
+    return np.ascontiguousarray((ranks < n).T)
+
+
+def _by_bound(groups: np.ndarray, n: int) -> np.ndarray:
+    """Keep what is at least the n-th largest of its group [rows, m]; look again where more than n are."""
+    place = groups.shape[1] - n
+    ordered = np.sort(groups, axis=1)  # a network for rows as short as these; NaN comes last
+    bound, below = ordered[:, place], ordered[:, place - 1]
+    mask = groups >= bound[:, None]
+    odd = np.isnan(ordered[:, -1])
+    if odd.any():
+        order = np.lexsort((-groups[odd], ~np.isnan(groups[odd])), axis=1)  # NaN first, then by size, then by index
+        chosen = np.zeros_like(mask[odd])
+        np.put_along_axis(chosen, order[:, :n], True, axis=1)
+        mask[odd] = chosen
+    tied = np.flatnonzero((bound == below) & ~odd)
+    if len(tied):
+        rows, limit = groups[tied], bound[tied, None]
+        larger, equal = rows > limit, rows == limit
+        missing = n - larger.sum(1, keepdims=True)
+        mask[tied] = larger | (equal & (equal.cumsum(1, dtype=np.int8) <= missing))
+    return mask
 
 
 def nearest_n(density: float, m: int) -> int:
