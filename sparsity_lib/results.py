@@ -16,6 +16,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,12 +147,51 @@ class Checkpoint:
         self.codes.add(self._code)
         return value
 
+    def items(self, wanted: Sequence[tuple[Mapping[str, Any], Callable[[], Any]]]) -> list[Any]:
+        """The values for many parameters, in order: those that are missing are computed by as many processes as the
+        environment's SPARSITY_WORKERS says (1 if unset), which share the cores.
+
+        With more than one, each `compute` goes to a fresh process: a function of a module, or a partial of one over plain
+        data. Raises SparsityError for a SPARSITY_WORKERS that is no whole number of at least 1, and whatever the first
+        `compute` to fail raises; what the others finished is kept.
+        """
+        missing = [(params, compute) for params, compute in wanted if not self._path(params).exists()]
+        if (workers := min(_workers(), len(missing))) > 1:
+            threads = max(1, len(os.sched_getaffinity(0)) // workers)
+            with ProcessPoolExecutor(workers, get_context("spawn"), _share_cores, (threads,)) as pool:
+                running = [pool.submit(_compute, self.name, params, compute) for params, compute in missing]
+                try:
+                    for each in as_completed(running):
+                        each.result()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        return [self.item(params, compute) for params, compute in wanted]
+
     def clear(self) -> None:
         """Forget every item (after the result is saved)."""
         for path in self.folder.glob("*.json"):
             path.unlink()
         if self.folder.exists():
             self.folder.rmdir()
+
+
+def _workers() -> int:
+    text = os.environ.get("SPARSITY_WORKERS", "1").strip()
+    if not text.isdecimal() or int(text) < 1:
+        raise refuse("SPARSITY_WORKERS", text, "a whole number of processes, at least 1")
+    return int(text)
+
+
+def _share_cores(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _compute(name: str, params: Mapping[str, Any], compute: Callable[[], Any]) -> None:
+    """In a worker: store one item, from where the run picks it up."""
+    Checkpoint(name).item(params, compute)
 
 
 def make(name: str, experiments: Mapping[str, Experiment]) -> Path:

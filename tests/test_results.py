@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from functools import partial
 
 import numpy
 import pytest
@@ -129,3 +130,28 @@ def test_a_damaged_checkpoint_item_is_computed_again(checkout):
 def test_unknown_results_are_refused_with_the_nearest(checkout):
     with pytest.raises(SparsityError, match="did you mean 'sweep'"):
         results.make("swep", {"sweep": lambda checkpoint: (1, {}, [])})
+
+
+def _square(number):
+    """An item that a worker process can compute; negative numbers have none."""
+    if number < 0:
+        raise ValueError("no square here")
+    return {"square": number**2, "process": os.getpid()}
+
+
+def test_items_are_computed_by_several_processes_and_kept(checkout, monkeypatch):
+    checkpoint = results.Checkpoint("grid")
+    wanted = [({"n": n}, partial(_square, n)) for n in range(3)]
+    first = checkpoint.item(*wanted[0])
+    monkeypatch.setenv("SPARSITY_WORKERS", "2")
+    found = checkpoint.items(wanted)
+    assert [each["square"] for each in found] == [0, 1, 4] and found[0] == first
+    assert os.getpid() not in {each["process"] for each in found[1:]}
+    assert checkpoint.items(wanted) == found and len(list(checkpoint.folder.iterdir())) == 3
+    with pytest.raises(ValueError, match="no square"):
+        checkpoint.items([({"n": n}, partial(_square, n)) for n in (-1, 5, 6)])
+    monkeypatch.setenv("SPARSITY_WORKERS", "1")
+    assert checkpoint.items([({"n": 9}, partial(_square, 9))])[0]["process"] == os.getpid()
+    monkeypatch.setenv("SPARSITY_WORKERS", "many")
+    with pytest.raises(SparsityError, match="SPARSITY_WORKERS"):
+        checkpoint.items(wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from sparsity_lib.accounting import account
@@ -26,14 +26,12 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a model and line of the grid (an up target with all down targets), and one for CATS."""
     data: dict[str, Any] = {}
     for name in common.MODELS:
-        loaded: dict[str, Any] = {}
-        for line in lines(UP, DOWN, CATS):
-            params = {"model": name, "points": line, "text": TEXT, "every": EVERY[name], "dtype": DTYPE,
-                      "calibration": common.CALIBRATION}
-            found = checkpoint.item(params, partial(_measure, loaded, params))
+        wanted = [{"model": name, "points": line, "text": TEXT, "every": EVERY[name], "dtype": DTYPE,
+                   "calibration": common.CALIBRATION} for line in lines(UP, DOWN, CATS)]
+        for found in checkpoint.items([(params, partial(_measure, params)) for params in wanted]):
             data.setdefault(name, {"points": []})["points"] += found["points"]
             data[name].update(dense=found["dense"], ids=found["ids"])
-            print(f"{name} {line[0]} to {line[-1]} done", flush=True)
+        print(f"{name} done", flush=True)
     return data, {"up": UP, "down": DOWN, "cats": CATS, "text": TEXT, "every": EVERY, "dtype": DTYPE,
                   "calibration": common.CALIBRATION}, [0]
 
@@ -44,14 +42,18 @@ def lines(up: tuple, down: tuple, cats: tuple) -> list[list[dict]]:
     return [line for line in (*grid, [{"method": "cats", "gate": g} for g in cats]) if line]
 
 
-def _measure(loaded: dict, params: dict) -> dict:
-    if not loaded:
-        loaded["fit"], loaded["tokenizer"] = load_model(params["model"])  # calibrated in float32, run in the table's dtype
-        loaded["run"], _ = load_model(params["model"], dtype=common.dtype_named(params["dtype"]))
-        loaded["ids"] = common.evaluation_ids(loaded["tokenizer"], **params["text"])
-    model, ids = loaded["run"], loaded["ids"]
+@lru_cache(maxsize=1)
+def _opened(name: str, dtype: str) -> tuple[Any, Any, Any]:
+    """The model to calibrate, in float32; the same to run; the tokenizer."""
+    fitted, tokenizer = load_model(name)
+    return fitted, load_model(name, dtype=common.dtype_named(dtype))[0], tokenizer
+
+
+def _measure(params: dict) -> dict:
+    fitted, model, tokenizer = _opened(params["model"], params["dtype"])
+    ids = common.evaluation_ids(tokenizer, **params["text"])
     recipes = [scap_common.recipe_of(point) for point in params["points"]]
-    plans = dict(enumerate(fit_many(recipes, loaded["fit"], loaded["tokenizer"], **params["calibration"])))
+    plans = dict(enumerate(fit_many(recipes, fitted, tokenizer, **params["calibration"])))
     found = evaluate(model, {str(i): plan for i, plan in plans.items()}, ids, every=params["every"])
     points = []
     for i, point in enumerate(params["points"]):
