@@ -108,7 +108,7 @@ def measure(outputs: int, inputs: int, tokens: int, rounds: int) -> dict[str, An
     weight *= inputs**-0.5
     backends = available()
     if not backends:
-        raise SparsityError("torch multiplies no 2:4 matrix on this GPU. Fix: a build of torch for CUDA with CUTLASS or cuSPARSELt.")
+        raise SparsityError("torch multiplies no 2:4 matrix on this GPU. Fix: a build of torch with CUTLASS or cuSPARSELt.")
     with torch.inference_mode():
         chosen = cases(x, weight, backends)
         expected = functional.linear(prune(x), weight)
