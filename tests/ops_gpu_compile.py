@@ -15,7 +15,8 @@ from triton.runtime.jit import JITFunction
 from sparsity_lib import ops
 from sparsity_lib.ops.gpu import launch
 
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int8: "*i8", torch.int32: "*i32"}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int8: "*i8",
+            torch.uint8: "*u8", torch.int32: "*i32"}
 WIDTH, NEURONS = 64, 2048
 
 

@@ -35,7 +35,8 @@ def test_the_kernels_are_what_is_tested():
 @pytest.mark.parametrize("n, m", KNOWN)
 def test_exactly_the_largest_of_every_group_stay(n, m):
     dtype = DTYPES[KNOWN.index((n, m)) % 3]
-    for width, options in ((1, {}), (64, {"scale": draw(64, seed=4).abs()}), (130, {"shift": draw(130, seed=3)}), (1100, {})):
+    long = ((1100, {}),) if (n, m) in ((8, 16), (1, 64)) else ()  # several programs a token
+    for width, options in ((1, {}), (64, {"scale": draw(64, seed=4).abs()}), (130, {"shift": draw(130, seed=3)}), *long):
         x = inputs(width, dtype)
         expected, mask = slow(x, n, m, **options)
         moved = {name: each.to(DEVICE) for name, each in options.items()}
@@ -47,8 +48,8 @@ def test_exactly_the_largest_of_every_group_stay(n, m):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_shifts_come_back_and_variances_are_repaired(dtype):
-    for n, m in KNOWN[DTYPES.index(dtype)::3]:
-        x, shift, scale = draw(3, 136, seed=m).to(dtype), draw(136, seed=3), draw(136, seed=4).abs()
+    for n, m in KNOWN[DTYPES.index(dtype)::4]:
+        x, shift, scale = draw(3, 72, seed=m).to(dtype), draw(72, seed=3), draw(72, seed=4).abs()
         x[2] = 0.5
         for repair in (None, "variance"):
             for options in ({}, {"shift": shift}, {"shift": shift, "back": True, "scale": scale}):
@@ -65,7 +66,7 @@ def test_shifts_come_back_and_variances_are_repaired(dtype):
 @pytest.mark.parametrize("format, first", [("float32", 0), ("bfloat16", 1), ("int8", 2), ("int4", 3)])
 def test_products_read_what_is_kept(format, first):
     for i, (n, m) in enumerate(KNOWN[first:7:4]):
-        dtype, width = DTYPES[(i + first) % 3], (96, 130)[i % 2]
+        dtype, width = DTYPES[(i + first) % 3], (64, 70)[i % 2]
         w, bias = ops.pack(draw(40, width).to(DEVICE) / 8, "inputs", format), draw(40, seed=2).to(DEVICE)
         shift, scale = draw(width, seed=3).to(DEVICE), draw(width, seed=4).abs().to(DEVICE)
         for tokens, options in ((1, {}), (3, {"scale": scale}), (3, {"share": "union", "shift": shift}),
