@@ -10,7 +10,7 @@ from sparsity_lib import Recipe, Rule, SparsityError, fit, install, installed, r
 from sparsity_lib.decode import Decoder, RandomSource
 from sparsity_lib.decode.architecture import Architecture
 from sparsity_lib.decode.rules import Choice
-from sparsity_lib.ops import library, nm_select
+from sparsity_lib.ops import library, reference
 from sparsity_lib.parts.scores import ColumnNorm
 from sparsity_lib.parts.select import Threshold, TopK
 
@@ -112,15 +112,19 @@ def test_a_shift_moves_what_is_dropped_to_the_mean():
         hook.remove()
 
 
-@pytest.mark.parametrize("repair", [False, True])
-def test_groups_and_their_repair_are_what_the_operator_does(repair):
+@pytest.mark.parametrize("rule, repair", [({"k": 2, "group": 4}, False), ({"k": 2, "group": 4}, True), ({"k": 9}, True),
+                                          ({"threshold": 0.1}, True)])
+def test_groups_and_repairs_are_what_the_reference_does(rule, repair):
     model, ids = tiny("llama"), tokens(1, 12)
 
     def choose(layer, site, width):
-        return Choice(k=2, group=4, repair=repair) if site in ("qkv_in", "down_in") else None
+        return Choice(repair=repair, **rule) if site in ("qkv_in", "down_in") else None
 
     def prune(module, x):
-        return (nm_select(x[0], 2, 4, repair="variance" if repair else None),)
+        flat = x[0][0]
+        mask = reference.keep(flat, threshold=rule.get("threshold"), k=rule.get("k"), m=rule.get("group", 0))
+        kept = torch.where(mask, flat, 0)
+        return ((reference.repaired(kept, flat) if repair else kept)[None],)
 
     decoder = Decoder(model, choices=choose, capacity=12)
     names = ("q_proj", "k_proj", "v_proj", "down_proj")

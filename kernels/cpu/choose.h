@@ -114,7 +114,7 @@ static inline int64_t keep_by_groups(const Select& s, const float* score, int64_
 // The same with the values kept, for one threshold and in one go; -1 where the rule is another. value: room as `kept`.
 static inline int64_t keep_at_once(const Select& s, const float* x, int64_t n, int32_t* kept, float* value) {
 #if ISA_LEVEL == 2
-    if (s.by_rank || s.threshold_each) return -1;
+    if (s.by_rank || s.threshold_each || s.repair) return -1;
     const __m512 border = _mm512_set1_ps(s.threshold);
     int64_t m = 0;
     for (int64_t i = 0; i < n; i += 16) {
