@@ -15,7 +15,8 @@ from triton.runtime.jit import JITFunction
 from sparsity_lib import ops
 from sparsity_lib.ops.gpu import launch
 
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int8: "*i8", torch.int32: "*i32"}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int8: "*i8",
+            torch.uint8: "*u8", torch.int32: "*i32"}
 WIDTH, NEURONS = 64, 2048
 
 
@@ -75,3 +76,12 @@ def test_every_kernel_compiles(compiled, format, dtype, tokens):
                 # a predicate, or a size that is 0 where the mask is: 16 bytes at a time, or none
                 masked = re.findall(r"@%p\d+ ld\.global\S*\.v4|cp\.async\.\S+ .*, 0x10, %r\d+;", ptx)
                 assert masked, f"{name} reads weights in small pieces, or those that are masked out"
+
+
+@pytest.mark.parametrize("dtype, m, capability", [(torch.bfloat16, 16, 90), (torch.float16, 4, 80), (torch.float32, 64, 90)])
+def test_pruning_compiles(compiled, dtype, m):
+    x, each = torch.ones(3, NEURONS, dtype=dtype), torch.ones(NEURONS)
+    launch.nm_select(x, m // 2, m, bits=True)
+    launch.nm_select(x, m // 2, m, shift=each, scale=each, back=True, repair=True)
+    launch._pruned(x, m // 2, m, each, None, False, False)
+    assert set(compiled) == {"nm_kernel"} and len(compiled["nm_kernel"]) == 3

@@ -10,7 +10,7 @@ from sparsity_lib import Recipe, Rule, SparsityError, fit, install, installed, r
 from sparsity_lib.decode import Decoder, RandomSource
 from sparsity_lib.decode.architecture import Architecture
 from sparsity_lib.decode.rules import Choice
-from sparsity_lib.ops import library
+from sparsity_lib.ops import library, reference
 from sparsity_lib.parts.scores import ColumnNorm
 from sparsity_lib.parts.select import Threshold, TopK
 
@@ -112,7 +112,30 @@ def test_a_shift_moves_what_is_dropped_to_the_mean():
         hook.remove()
 
 
+@pytest.mark.parametrize("rule, repair", [({"k": 2, "group": 4}, False), ({"k": 2, "group": 4}, True), ({"k": 9}, True),
+                                          ({"threshold": 0.1}, True)])
+def test_groups_and_repairs_are_what_the_reference_does(rule, repair):
+    model, ids = tiny("llama"), tokens(1, 12)
+
+    def choose(layer, site, width):
+        return Choice(repair=repair, **rule) if site in ("qkv_in", "down_in") else None
+
+    def prune(module, x):
+        flat = x[0][0]
+        mask = reference.keep(flat, threshold=rule.get("threshold"), k=rule.get("k"), m=rule.get("group", 0))
+        kept = torch.where(mask, flat, 0)
+        return ((reference.repaired(kept, flat) if repair else kept)[None],)
+
+    decoder = Decoder(model, choices=choose, capacity=12)
+    names = ("q_proj", "k_proj", "v_proj", "down_proj")
+    hooks = [module.register_forward_pre_hook(prune) for name, module in model.named_modules() if name.endswith(names)]
+    assert forced(model, None, ids, decoder, prompt=4) < 1e-4
+    for hook in hooks:
+        hook.remove()
+
+
 @pytest.mark.parametrize("site, wrong, message", [
+    ("up_in", {"group": 65}, "pattern at site up_in = '1:65'"), ("gate", {"repair": True}, "does not repair the gate"),
     ("o_in", {"scale": torch.ones(3)}, "scale of site o_in"), ("up_in", {"shift": torch.ones(3)}, "shift of site up_in"),
     ("qkv_in", {"rotation": torch.eye(3)}, "rotation of site qkv_in"), ("gate", {"shift": torch.ones(48)}, "neither shifted"),
 ])

@@ -35,6 +35,8 @@ EXPORT int sparsity_input_sparse(const Weight* weight, const Select* select, int
     if (!kernels || !good(weight) || !select || stripes < 1 || !x || !y || !good(*x, weight->rows) ||
         !good(*y, weight->cols) || x->batch != y->batch || (stripes > 1 && (stripe_width < 128 || stripe_width % 128)))
         return BAD_ARGUMENT;
+    for (int64_t i = 0; i < stripes; i++)
+        if (!good(select[i], share == SHARE_OWN)) return BAD_ARGUMENT;
     if (read) *read = 0;
     if (x->batch == 0) return OK;
     Scratch scratch[MAX_THREADS];
@@ -66,7 +68,8 @@ EXPORT int sparsity_glu(const Weight* gate, const Weight* up, const Weight* down
                         int32_t share, const Vectors* x, const Vectors* y, int64_t* kept, int threads) {
     if (!kernels || !good(gate) || !good(up) || !good(down) || !select || !x || !y || gate->rows != up->rows ||
         gate->cols != up->cols || gate->padded != up->padded || gate->format != up->format || gate->group != up->group || up->rows != down->rows || x->batch != y->batch ||
-        !good(*x, gate->cols) || !good(*y, down->cols) || activation < ACT_NONE || activation > ACT_RELU)
+        !good(*x, gate->cols) || !good(*y, down->cols) || activation < ACT_NONE || activation > ACT_RELU ||
+        !good(*select, false))
         return BAD_ARGUMENT;
     if (kept) *kept = 0;
     if (x->batch == 0) return OK;
@@ -80,6 +83,20 @@ EXPORT int sparsity_glu(const Weight* gate, const Weight* up, const Weight* down
     SparseGlu call{gate,        up, &w,   gate_bias, up_bias,   down_bias, *select, activation, share, *x, *y,
                    shared[0], shared[1], shared[2], kept, scratch};
     run_team([](const Team& team, void* a) { kernels->sparse_glu(team, *static_cast<SparseGlu*>(a)); }, &call, threads);
+    return OK;
+}
+
+EXPORT int sparsity_nm_select(const Select* select, int64_t width, const Vectors* x, const Vectors* y, int32_t back, uint8_t* bits,
+                              int threads) {
+    if (!kernels || !select || width < 1 || !x || !y || !good(*x, width, INT32_MAX) || !good(*y, width, INT32_MAX) ||
+        x->batch != y->batch || select->group < 1 || !good(*select, true))
+        return BAD_ARGUMENT;
+    if (x->batch == 0) return OK;
+    Scratch scratch[MAX_THREADS];
+    threads = team_of(threads < x->batch ? threads : x->batch);
+    if (!prepare(width, 1, threads, scratch, 0, nullptr, nullptr)) return NO_MEMORY;
+    NmSelect call{*select, *x, *y, width, back, bits, scratch};
+    run_team([](const Team& team, void* a) { kernels->nm_select(team, *static_cast<NmSelect*>(a)); }, &call, threads);
     return OK;
 }
 

@@ -15,6 +15,7 @@ int64_t widest(const Decoder& m) {
 bool fits(const Weight& w, const Site& site, int64_t inputs, int64_t outputs) {
     if (site.rotated && (!site.active || !good(&site.rotation) || site.rotation.rows != inputs || site.rotation.cols != inputs))
         return false;
+    if (site.active && !good(site.select, true)) return false;
     return good(&w) && (site.active ? w.rows == inputs && w.cols == outputs : w.rows == outputs && w.cols == inputs);
 }
 
@@ -32,7 +33,7 @@ bool good(const Decoder& m) {
         if (!l.norm_attention || !l.norm_ffn || !l.keys || !l.values || l.rope < 0 || l.rope > 1 || !m.cosine[l.rope] ||
             !m.sine[l.rope] || !fits(l.qkv, l.at_qkv, m.hidden, q + 2 * kv) || !fits(l.o, l.at_o, q, m.hidden) ||
             !fits(l.down, at_down, m.neurons, m.hidden) || (l.at_up.active && l.at_gate.active) ||
-            (l.at_gate.active && l.at_down.active) || l.at_gate.rotated)
+            (l.at_gate.active && l.at_down.active) || l.at_gate.rotated || (l.at_gate.active && l.at_gate.select.repair))
             return false;
         if (l.at_up.active ? !fits(l.gate_up, l.at_up, m.hidden, 2 * m.neurons)
                            : !fits(l.gate, dense, m.hidden, m.neurons) || !fits(l.up, dense, m.hidden, m.neurons) ||

@@ -19,9 +19,15 @@ inline bool good(const Weight* w) {
     return w->format != FORMAT_I8 || w->scales;
 }
 
-inline bool good(const Vectors& v, int64_t width) {
-    return v.batch >= 0 && v.batch <= MAX_BATCH && (v.batch == 0 || v.data) && (v.stride >= width || v.batch <= 1) &&
+inline bool good(const Vectors& v, int64_t width, int most = MAX_BATCH) {
+    return v.batch >= 0 && v.batch <= most && (v.batch == 0 || v.data) && (v.stride >= width || v.batch <= 1) &&
            (v.format == FORMAT_F32 || v.format == FORMAT_BF16);
+}
+
+// A repair is for what each token keeps alone.
+inline bool good(const Select& s, bool repairs) {
+    const bool groups = s.group >= 1 && s.group <= 64 && s.by_rank && s.k >= 1 && s.k <= s.group;
+    return (s.group == 0 || groups) && (s.repair == REPAIR_NONE || (s.repair == REPAIR_VARIANCE && repairs));
 }
 
 inline int team_of(int threads) { return threads < 1 ? 1 : threads > 256 ? 256 : has_runtime() ? threads : 1; }

@@ -1,6 +1,6 @@
-// Which entries of a vector are kept: by threshold, or the k largest with ties to the lower index.
+// Which entries of a vector are kept: by threshold, or the k largest, of all or of each group, with ties to the lower index.
 #pragma once
-#include "simd.h"
+#include "groups.h"
 #include "ops_args.h"
 
 namespace ISA {
@@ -94,10 +94,27 @@ static inline int64_t keep_by_rank(const float* score, int64_t n, int64_t k, int
     return m;
 }
 
+static inline int64_t keep_by_groups(const Select& s, const float* score, int64_t n, int32_t* kept, int32_t* keys) {
+    for (int64_t i = 0; i < n; i++) keys[i] = group_key(score[i]);
+    for (int64_t i = n; i < n + LANES; i++) keys[i] = 0;
+    int64_t m = 0;
+    for (int64_t at = 0; at < n;) {
+        int size;
+        uint64_t bits = keep_next(keys, at, n, (int)s.k, s.group, &size);
+#if ISA_LEVEL == 2
+        for (int64_t first = at; bits; first += 16, bits >>= 16) m = append(kept, m, first, (__mmask16)bits);
+#else
+        for (; bits; bits &= bits - 1) kept[m++] = (int32_t)(at + __builtin_ctzll(bits));
+#endif
+        at += size;
+    }
+    return m;
+}
+
 // The same with the values kept, for one threshold and in one go; -1 where the rule is another. value: room as `kept`.
 static inline int64_t keep_at_once(const Select& s, const float* x, int64_t n, int32_t* kept, float* value) {
 #if ISA_LEVEL == 2
-    if (s.by_rank || s.threshold_each) return -1;
+    if (s.by_rank || s.threshold_each || s.repair) return -1;
     const __m512 border = _mm512_set1_ps(s.threshold);
     int64_t m = 0;
     for (int64_t i = 0; i < n; i += 16) {
@@ -119,6 +136,7 @@ static inline int64_t keep_at_once(const Select& s, const float* x, int64_t n, i
 
 // Indices of the entries kept, ascending; returns their number. kept: room for n + LANES. keys: for n + KEYS_MORE.
 static inline int64_t keep_entries(const Select& s, const float* score, int64_t n, int32_t* kept, uint32_t* keys) {
+    if (s.group) return keep_by_groups(s, score, n, kept, (int32_t*)keys);
     return s.by_rank ? keep_by_rank(score, n, s.k, kept, keys) : keep_by_threshold(s, score, n, kept);
 }
 

@@ -8,6 +8,7 @@ struct Kernels {
     void (*input_sparse)(const Team&, const InputSparse&);
     void (*dense)(const Team&, const Dense&);
     void (*sparse_glu)(const Team&, const SparseGlu&);
+    void (*nm_select)(const Team&, const NmSelect&);
     void (*decode)(const Team&, const DecodeStep&);
     double (*read_all)(const Team&, const void* data, int64_t bytes);
 };

@@ -6,6 +6,7 @@
 #include "ops_args.h"
 #include "parallel.h"
 #include "shares.h"
+#include "variance.h"
 
 namespace ISA {
 
@@ -34,24 +35,35 @@ static inline void read_arranged(const Vectors& v, int t, const Weight& w, float
     WITH_FORMAT(w, arrange<F>(out, w.padded, out));
 }
 
+// What a token's kept values are multiplied by. After `keep_entries`, whose scores are overwritten.
+static inline float repaired_by(const Select& s, const Scratch& b, int64_t n, int64_t count) {
+    if (!s.repair) return 1.0f;
+    __builtin_memset(b.score, 0, n * sizeof(float));
+    for (int64_t i = 0; i < count; i++) b.score[b.rows[i]] = b.value[b.rows[i]];
+    return repair_factor(b.value, b.score, n);
+}
+
 // Rows that any token keeps, ascending, and x[n][t]: a token's value there, or 0 where it dropped that row itself
-// (SHARE_OWN). x: [tokens][n] at `stride`. Returns the number of rows; *kept adds up what each token kept.
+// (SHARE_OWN, the only one that can be repaired). x: [tokens][n] at `stride`. Returns the number of rows; *kept adds up what each token kept.
 static inline int64_t choose_rows(const Select& s, const float* x, int64_t stride, int64_t n, int tokens, int32_t share,
                                   const Scratch& b, int64_t* kept) {
     if (tokens == 1) {
         if (const int64_t count = keep_at_once(s, x, n, b.rows, b.factors); count >= 0) return *kept = count;
         score_entries(s, x, n, b.value, b.score);
         const int64_t count = keep_entries(s, b.score, n, b.rows, b.keys);
-        for (int64_t i = 0; i < count; i++) b.factors[i] = b.value[b.rows[i]];
+        const float repair = repaired_by(s, b, n, count);
+        for (int64_t i = 0; i < count; i++) b.factors[i] = b.value[b.rows[i]] * repair;
         *kept = count;
         return count;
     }
     __builtin_memset(b.marks, 0, n * sizeof(uint16_t));
+    float repair[MAX_BATCH];
     *kept = 0;
     for (int t = 0; t < tokens; t++) {
         score_entries(s, x + t * stride, n, b.value, b.score);
         const int64_t count = keep_entries(s, b.score, n, b.rows, b.keys);
         for (int64_t i = 0; i < count; i++) b.marks[b.rows[i]] |= (uint16_t)(1u << t);
+        repair[t] = repaired_by(s, b, n, count);
         *kept += count;
     }
     int64_t count = 0;
@@ -60,7 +72,7 @@ static inline int64_t choose_rows(const Select& s, const float* x, int64_t strid
         const float shift = s.shift ? s.shift[i] : 0.0f;
         for (int t = 0; t < tokens; t++) {
             const bool own = share == SHARE_UNION || ((b.marks[i] >> t) & 1);
-            b.factors[count * tokens + t] = own ? x[t * stride + i] - shift : 0.0f;
+            b.factors[count * tokens + t] = own ? (x[t * stride + i] - shift) * repair[t] : 0.0f;
         }
         b.rows[count++] = (int32_t)i;
     }

@@ -67,3 +67,13 @@ struct SparseGlu {
     int64_t* kept;  // neurons read (may be null)
     Scratch* scratch;
 };
+
+// x without what the rule drops, which must be k of every `group`. back: the shift is added again to every entry.
+struct NmSelect {
+    Select select;
+    Vectors x, y;
+    int64_t width;
+    int32_t back;
+    uint8_t* bits;  // [batch, (width + 7) / 8], bit i % 8 of byte i / 8 for entry i (may be null)
+    Scratch* scratch;
+};

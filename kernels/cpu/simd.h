@@ -20,6 +20,7 @@ typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 typedef uint16_t vw __attribute__((vector_size(4 * LANES)));
 typedef int8_t vb __attribute__((vector_size(LANES)));
+typedef double vd __attribute__((vector_size(4 * LANES)));  // half as many
 // The same, at any address.
 typedef float vf_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t vi_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -109,6 +110,62 @@ static inline uint16_t to_bf16(float x) {
     const uint32_t bits = float_bits(x);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 64);
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+// The lower and the upper half of a vector as doubles.
+static inline vd widen_low(vf v) {
+#if ISA_LEVEL == 2
+    return (vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+#elif ISA_LEVEL == 1
+    return (vd)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+#elif defined(__x86_64__)
+    return (vd)_mm_cvtps_pd((__m128)v);
+#elif defined(__aarch64__)
+    return (vd)vcvt_f64_f32(vget_low_f32((float32x4_t)v));
+#else
+    return (vd){v[0], v[1]};
+#endif
+}
+
+static inline vd widen_high(vf v) {
+#if ISA_LEVEL == 2
+    return (vd)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#elif ISA_LEVEL == 1
+    return (vd)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+#elif defined(__x86_64__)
+    return (vd)_mm_cvtps_pd(_mm_movehl_ps((__m128)v, (__m128)v));
+#elif defined(__aarch64__)
+    return (vd)vcvt_high_f64_f32((float32x4_t)v);
+#else
+    return (vd){v[2], v[3]};
+#endif
+}
+
+// Bit l: whether lane l of a mask is set.
+static inline uint32_t bits_of(vi mask) {
+#if ISA_LEVEL == 2
+    return _mm512_movepi32_mask((__m512i)mask);
+#elif ISA_LEVEL == 1
+    return (uint32_t)_mm256_movemask_ps((__m256)mask);
+#elif defined(__x86_64__)
+    return (uint32_t)_mm_movemask_ps((__m128)mask);
+#else
+    const vi own = mask & (vi){1, 2, 4, 8};
+    return (uint32_t)(own[0] | own[1] | own[2] | own[3]);
+#endif
+}
+
+// And back: lane l is all ones where bit l is set.
+static inline vi lanes_of(uint32_t bits) {
+#if ISA_LEVEL == 2
+    return (vi)_mm512_movm_epi32((__mmask16)bits);
+#elif ISA_LEVEL == 1
+    const vi own = {1, 2, 4, 8, 16, 32, 64, 128};
+    return ((int32_t)bits & own) == own;
+#else
+    const vi own = {1, 2, 4, 8};
+    return ((int32_t)bits & own) == own;
+#endif
 }
 
 static inline vf select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }

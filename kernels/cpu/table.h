@@ -2,7 +2,7 @@
 #pragma once
 #include "decode.h"
 #include "kernels.h"
-#include "ops.h"
+#include "nm.h"
 
 namespace ISA {
 
@@ -23,4 +23,5 @@ static double read_all(const Team& team, const void* data, int64_t bytes) {
 #define TEXT2(isa) #isa
 #define TEXT(isa) TEXT2(isa)
 extern const Kernels TABLE_NAME(ISA);
-const Kernels TABLE_NAME(ISA) = {TEXT(ISA), ISA::input_sparse, ISA::dense, ISA::sparse_glu, ISA::decode, ISA::read_all};
+const Kernels TABLE_NAME(ISA) = {TEXT(ISA), ISA::input_sparse, ISA::dense, ISA::sparse_glu,
+                                  ISA::nm_select, ISA::decode, ISA::read_all};

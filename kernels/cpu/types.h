@@ -6,6 +6,7 @@
 enum Format : int32_t { FORMAT_F32 = 0, FORMAT_BF16 = 1, FORMAT_I8 = 2, FORMAT_I4 = 3 };
 enum Activation : int32_t { ACT_NONE = 0, ACT_SILU = 1, ACT_GELU_TANH = 2, ACT_GELU = 3, ACT_RELU = 4 };
 enum Share : int32_t { SHARE_OWN = 0, SHARE_UNION = 1 };
+enum Repair : int32_t { REPAIR_NONE = 0, REPAIR_VARIANCE = 1 };
 
 // A matrix [rows, cols], cols contiguous and padded with zeros to whole 64-byte lines.
 //   rows = outputs, cols = inputs: rows can be skipped (gate and up projections)
@@ -25,7 +26,8 @@ struct Weight {
 };
 
 // Keep entry i where |x_i - shift_i| * scale_i is not <= threshold (so NaN is kept), or is among the k largest.
-// threshold_each: one threshold an entry instead (null: the scalar).
+// threshold_each: one threshold an entry instead (null: the scalar). group: the k largest of every `group` consecutive
+// entries (0: of all). repair: what is kept is then multiplied by one number, see variance.h.
 struct Select {
     const float* shift;
     const float* scale;
@@ -33,6 +35,8 @@ struct Select {
     float threshold;
     int32_t by_rank;
     int64_t k;
+    int32_t group;
+    int32_t repair;
 };
 
 // A batch of vectors: float32 or bfloat16 (Format), `stride` entries apart.

@@ -123,7 +123,7 @@ class Decoder:
         if choice is None:
             return structures.Site()
         rule = library.Select(self._keep(choice.shift), self._keep(choice.scale), None, choice.threshold,
-                              int(choice.k is not None), choice.k or 0)
+                              int(choice.k is not None), choice.k or 0, choice.group or 0, int(choice.repair))
         if choice.rotation is None:
             return structures.Site(select=rule, active=1)
         rotation = pack(choice.rotation.T.to(self.source.dtype), "outputs")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sparsity_lib.errors import SparsityError, refuse
+from sparsity_lib.ops.reference import WIDEST_GROUP
 from sparsity_lib.parts.select import Threshold, TopK
 from sparsity_lib.recipe import Recipe, Rule
 from sparsity_lib.sites import DOWN_IN, GATE, O_IN, QKV_IN, UP_IN
@@ -20,6 +21,9 @@ PLACES = {QKV_IN: "at_qkv", O_IN: "at_o", UP_IN: "at_up", GATE: "at_gate", DOWN_
 class Choice:
     """What one site keeps: by threshold or the k largest of |z - shift| * scale, z = Q^T x where there is a rotation Q.
 
+    group: the k largest of every so many consecutive entries. repair: what is kept is then given the variance of all
+    (VAR).
+
     The projection then multiplies z - shift by W Q, and W Q shift goes to the bias: what the layer computes stays the same.
     """
 
@@ -28,6 +32,8 @@ class Choice:
     scale: Tensor | None = None
     shift: Tensor | None = None
     rotation: Tensor | None = None
+    group: int | None = None
+    repair: bool = False
 
     def check(self, site: str, width: int) -> None:
         """Raise SparsityError where a tensor does not fit the site's width."""
@@ -35,6 +41,10 @@ class Choice:
             tensor = getattr(self, name)
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise refuse(f"{name} of site {site}", tuple(tensor.shape), str(shape))
+        if self.group is not None and not (1 <= self.group <= WIDEST_GROUP and 1 <= (self.k or 0) <= self.group):
+            raise refuse(f"pattern at site {site}", f"{self.k}:{self.group}", f"N:M with 1 <= N <= M <= {WIDEST_GROUP}")
+        if self.repair and site == GATE:
+            raise SparsityError("The decoder does not repair the gate's output. Fix: leave the repair out.")
         if site == GATE and (self.shift is not None or self.rotation is not None):
             raise SparsityError("The gate's output is neither shifted nor rotated by the decoder. Fix: install(model, plan).")
 
@@ -60,19 +70,24 @@ def choice_of(rule: Rule, tensors: Mapping[str, Tensor], width: int) -> Choice:
         raise SparsityError(f"The decoder drops inputs for all readers of site {rule.site}. Fix: install(model, plan).")
     scales = {"magnitude": None, "saliency": "saliency", "column_norm": "norm"}
     known = ("identity", "rotate", "shift")
-    if rule.transform.kind not in known or rule.repair or rule.score.kind not in scales:
-        odd = next(p.kind for p in (rule.transform, *rule.repair, rule.score) if p.kind not in (*known, *scales))
+    repairs = ("variance",)
+    odd_repairs = [p for p in rule.repair if p.kind not in repairs]
+    if rule.transform.kind not in known or odd_repairs or rule.score.kind not in scales:
+        odd = next(p.kind for p in (rule.transform, *odd_repairs, rule.score) if p.kind not in (*known, *scales))
         raise SparsityError(f"The compiled operators have no {odd!r} (site {rule.site}). Fix: install(model, plan) computes it.")
     name = scales[rule.score.kind]
     scale = None if name is None else tensors[name].float().contiguous()
     moved = {
         "rotation": tensors["rotation"] if rule.transform.kind == "rotate" else None,
         "shift": tensors["shift"].float().expand(width).contiguous() if rule.transform.kind == "shift" else None,
+        "repair": bool(rule.repair),
     }
     if isinstance(rule.select, TopK):
         return Choice(k=rule.select.count(width), scale=scale, **moved)
     if isinstance(rule.select, Threshold):
         return Choice(threshold=float(tensors["threshold"]), scale=scale, **moved)
+    if rule.select.kind == "n_of_m":
+        return Choice(k=rule.select.n, group=rule.select.m, scale=scale, **moved)
     raise SparsityError(f"The compiled operators do not select by {rule.select.kind!r}. Fix: install(model, plan) computes it.")
 
 

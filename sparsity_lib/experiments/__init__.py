@@ -2,7 +2,7 @@
 
 import torch
 
-from sparsity_lib.bench import batch, calibration, decode, evaluation, glu, gpu, matvec
+from sparsity_lib.bench import batch, calibration, decode, evaluation, glu, gpu, matvec, nm, nm_gpu
 from sparsity_lib.experiments import (
     claws_benchmarks,
     claws_lora,
@@ -40,9 +40,13 @@ EXPERIMENTS = {
     "bench/evaluation": evaluation.run,
     "bench/calibration": calibration.run,
     "bench/gpu": gpu.run,
+    "bench/nm": nm.run,
+    "bench/nm_gpu": nm_gpu.run,
 }
+#: Those that need a GPU.
+ON_GPU = ("bench/gpu", "bench/nm_gpu")
 
 
 def runnable() -> list[str]:
     """The names of those that this machine can run: without a GPU, all but the GPU's measurements."""
-    return [name for name in EXPERIMENTS if name != "bench/gpu" or torch.cuda.is_available()]
+    return [name for name in EXPERIMENTS if name not in ON_GPU or torch.cuda.is_available()]

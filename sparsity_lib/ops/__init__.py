@@ -17,20 +17,22 @@ import torch
 from torch import Tensor
 
 from sparsity_lib.errors import SparsityError, refuse, unknown
-from sparsity_lib.ops import native, operators
+from sparsity_lib.ops import native, operators, reference
 from sparsity_lib.ops.packed import FORMATS, Packed, pack, pair
 from sparsity_lib.ops.reference import ACTIVATIONS
 
-__all__ = ["ACTIVATIONS", "FORMATS", "Packed", "glu", "input_sparse", "linear", "pack", "pair"]
+__all__ = ["ACTIVATIONS", "FORMATS", "Packed", "glu", "input_sparse", "linear", "nm_select", "pack", "pair"]
 
 Share = Literal["own", "union"]
+Repair = Literal["variance"]
 #: Outputs of a stripe come in whole pieces of this many.
 STRIPE = 128
 
 
 def input_sparse(
-    x: Tensor, weight: Packed, *, threshold: float | Tensor | None = None, k: int | None = None, shift: Tensor | None = None,
-    scale: Tensor | None = None, stripe_width: int | None = None, bias: Tensor | None = None, share: Share = "own",
+    x: Tensor, weight: Packed, *, threshold: float | Tensor | None = None, k: int | None = None, n: int | None = None,
+    m: int | None = None, shift: Tensor | None = None, scale: Tensor | None = None, stripe_width: int | None = None,
+    bias: Tensor | None = None, share: Share = "own", repair: Repair | None = None, pad: bool = False,
 ) -> Tensor:
     """A linear layer that reads only the weights of the inputs it keeps.
 
@@ -51,6 +53,8 @@ def input_sparse(
         row s, the last stripe takes what is left (granular sparsity, as in CWIC).
     k
         Keep exactly k entries of each token instead.
+    n, m, repair, pad
+        Keep exactly n of every m consecutive inputs instead, as `nm_select` does, and repair what is kept as it does.
     shift, scale, bias
         float32 [in], [in], [out]. SCAP's shift m is exact if the bias holds b + W m.
     share
@@ -65,10 +69,17 @@ def input_sparse(
     Raises
     ------
     SparsityError
-        For a wrong shape, dtype or device, or neither or both of threshold and k.
+        For a wrong shape, dtype or device, or not exactly one of threshold, k and n with m.
     """
     flat = _flat(x, weight, "inputs")
-    k = _rank_or_threshold(threshold, k, weight.inputs)
+    if n is not None or m is not None:
+        if threshold is not None or k is not None:
+            raise SparsityError("Say what is kept: one of threshold=, k=, or n= with m=.")
+        k, m = _pattern(n, m, weight.inputs, pad)
+    else:
+        k, m = _rank_or_threshold(threshold, k, weight.inputs), 0
+    if _repaired(repair) and (not m or share == "union"):
+        raise refuse("repair", repair, "None, unless n of every m are kept by each token alone", "n= and m=, share='own'")
     each = None
     if isinstance(threshold, Tensor):
         if stripe_width is None:
@@ -83,12 +94,59 @@ def input_sparse(
     rule = (
         _vector("shift", shift, (weight.inputs,), x), _positive("scale", scale, (weight.inputs,), x), each,
         0.0 if each is not None or threshold is None else float(threshold), k, stripe_width or 0,
-        _vector("bias", bias, (weight.outputs,), x), _union(share))
+        _vector("bias", bias, (weight.outputs,), x), _union(share), m, repair is not None)
     if operators.direct(flat, weight):
         y = native.input_sparse(flat, weight, *rule)
     else:
         y = torch.ops.sparsity.input_sparse(flat, *_parts(weight), weight.format, weight.group, *rule)
     return y.view(*x.shape[:-1], weight.outputs)
+
+
+def nm_select(
+    x: Tensor, n: int, m: int, *, shift: Tensor | None = None, scale: Tensor | None = None, back: bool = False,
+    repair: Repair | None = None, bits: bool = False, pad: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """N:M pruning (arXiv 2509.22166): exactly n of every m consecutive channels stay, those with the largest scores.
+
+        z = x - shift,   score_i = |z_i| scale_i,   y = repair(z kept) (+ shift)
+
+    Ties go to the lower channel in every dtype, NaN ranks highest. Dropped channels are 0, or the shift where it is added back.
+
+    Parameters
+    ----------
+    x
+        [..., channels] float32, bfloat16 or float16.
+    n, m
+        1 <= n <= m <= 64.
+    shift, scale
+        float32 [channels]; scale at least 0.
+    back
+        Add the shift to the result again. Without, the bias of the layer behind has to hold W shift.
+    repair
+        "variance" (VAR): what is kept is multiplied by sqrt(Var(z) / Var(z kept)) of its token, dropped channels counting as 0.
+    bits
+        Return the mask too.
+    pad
+        Let the last group be shorter where m does not divide the channels, as if zeros followed: n of it are kept, or all.
+
+    Returns
+    -------
+    Tensor, or (Tensor, Tensor)
+        [..., channels] in x's dtype; with `bits` also uint8 [..., (channels + 7) / 8], bit i % 8 of byte i / 8 for channel i.
+
+    Raises
+    ------
+    SparsityError
+        For a wrong shape, dtype or device, or m that does not divide the channels without `pad`.
+    """
+    _check_vectors(x)
+    width = x.shape[-1]
+    n, m = _pattern(n, m, width, pad)
+    moved, scaled = _vector("shift", shift, (width,), x), _positive("scale", scale, (width,), x)
+    arguments = (n, m, moved, scaled, back, _repaired(repair), bits)
+    flat = x.detach().reshape(-1, width).contiguous()
+    y, mask = native.nm_select(flat, *arguments) if operators.direct(flat) else torch.ops.sparsity.nm_select(flat, *arguments)
+    return (y.view(x.shape), mask.view(*x.shape[:-1], -1 if len(flat) else -(-width // 8))) if bits else y.view(x.shape)
 
 
 def linear(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
@@ -158,19 +216,38 @@ def _parts(weight: Packed) -> tuple[Tensor, Tensor | None, list[int]]:
 def _flat(x: Tensor, weight: Packed, skip: str) -> Tensor:
     if not isinstance(weight, Packed) or weight.skip != skip:
         raise refuse("weight", getattr(weight, "skip", type(weight).__name__), f"one packed with skip={skip!r}", "see ops.pack")
-    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise refuse("dtype of x", getattr(x, "dtype", type(x).__name__), "torch.float32, torch.bfloat16 or torch.float16")
-    if x.dim() < 1 or x.shape[-1] != weight.inputs:
-        raise refuse("shape of x", tuple(x.shape), f"[..., {weight.inputs}]")
-    if x.device.type not in ("cpu", "cuda"):
-        raise refuse("device of x", str(x.device), "the CPU or a CUDA device")
-    if torch.is_grad_enabled() and x.requires_grad:
-        raise SparsityError("The operators have no gradients. Fix: call them under torch.no_grad(), or pass x.detach().")
+    _check_vectors(x, weight.inputs)
     if x.device != weight.data.device:
         raise refuse("device of x", str(x.device), f"the weight's, {weight.data.device}")
     if x.dim() == 2 and not x.requires_grad and x.is_contiguous():
         return x
     return x.detach().reshape(-1, weight.inputs).contiguous()
+
+
+def _check_vectors(x: Tensor, width: int | None = None) -> None:
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise refuse("dtype of x", getattr(x, "dtype", type(x).__name__), "torch.float32, torch.bfloat16 or torch.float16")
+    if x.dim() < 1 or x.shape[-1] < 1 or width is not None and x.shape[-1] != width:
+        raise refuse("shape of x", tuple(x.shape), f"[..., {'at least 1' if width is None else width}]")
+    if x.device.type not in ("cpu", "cuda"):
+        raise refuse("device of x", str(x.device), "the CPU or a CUDA device")
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise SparsityError("The operators have no gradients. Fix: call them under torch.no_grad(), or pass x.detach().")
+
+
+def _pattern(n: object, m: object, width: int, pad: bool) -> tuple[int, int]:
+    for name, value, most in (("m", m, reference.WIDEST_GROUP), ("n", n, m)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise refuse(name, value, f"a whole number in [1, {most}]", "2:4 is n=2, m=4")
+    if width % m and not pad:
+        raise refuse("m", m, f"a divisor of the {width} channels", "pad=True lets the last group be shorter")
+    return n, m
+
+
+def _repaired(repair: object) -> bool:
+    if repair not in (None, "variance"):
+        raise unknown("repair", repair, ("variance",))
+    return repair is not None
 
 
 def _rank_or_threshold(threshold: object, k: int | None, width: int) -> int:

@@ -35,7 +35,8 @@ class Select(ctypes.Structure):
     """types.h: Select."""
 
     _fields_ = [("shift", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("threshold_each", ctypes.c_void_p),
-                ("threshold", ctypes.c_float), ("by_rank", ctypes.c_int32), ("k", ctypes.c_int64)]
+                ("threshold", ctypes.c_float), ("by_rank", ctypes.c_int32), ("k", ctypes.c_int64), ("group", ctypes.c_int32),
+                ("repair", ctypes.c_int32)]
 
 
 class Vectors(ctypes.Structure):
@@ -81,6 +82,7 @@ def load() -> ctypes.CDLL | None:
         pointer, pointer, long, long, pointer, pointer, pointer, integer, pointer, ctypes.c_int)
     library.sparsity_dense.argtypes = (pointer, pointer, pointer, pointer, ctypes.c_int)
     library.sparsity_glu.argtypes = (*[pointer] * 7, integer, integer, pointer, pointer, pointer, ctypes.c_int)
+    library.sparsity_nm_select.argtypes = (pointer, long, pointer, pointer, integer, pointer, ctypes.c_int)
     library.sparsity_isa.restype = ctypes.c_char_p
     library.sparsity_read.restype = ctypes.c_double
     return library

@@ -12,17 +12,20 @@ from sparsity_lib.ops.packed import FORMATS, Packed
 from sparsity_lib.ops.reference import BATCH
 
 
-def can(x: Tensor, weight: Packed) -> bool:
+def can(x: Tensor, weight: Packed | None = None) -> bool:
     """Whether the compiled library computes this: tensors on the CPU, of dtypes that it knows, and no interpreter asked for."""
-    known = x.device.type == "cpu" and x.dtype in library.FLOATS and FORMATS[weight.format][0] is not None
+    known = x.device.type == "cpu" and x.dtype in library.FLOATS and (weight is None or FORMATS[weight.format][0] is not None)
     return known and gpu.load("cpu") is None and library.load() is not None
 
 
 def input_sparse(
     x: Tensor, weight: Packed, shift: Tensor | None, scale: Tensor | None, thresholds: Tensor | None, threshold: float, k: int,
-    stripe_width: int, bias: Tensor | None, union: bool,
+    stripe_width: int, bias: Tensor | None, union: bool, m: int = 0, repair: bool = False,
 ) -> Tensor:
-    """x [tokens, in] -> [tokens, out]; k < 0: by threshold; thresholds: [in], or [stripes, in] where stripe_width > 0."""
+    """x [tokens, in] -> [tokens, out]; k < 0: by threshold; thresholds: [in], or [stripes, in] where stripe_width > 0.
+
+    m: k of every m inputs (0: of all).
+    """
     native, one, address = library.load(), ctypes.byref, library.address
     stripes = len(thresholds) if stripe_width else 1
     rules = (library.Select * stripes)()
@@ -31,6 +34,7 @@ def input_sparse(
         if thresholds is not None:
             rule.threshold_each = thresholds.data_ptr() + (4 * i * weight.rows if stripe_width else 0)
         rule.threshold, rule.by_rank, rule.k = threshold, int(k >= 0), max(k, 0)
+        rule.group, rule.repair = m, int(repair)
     y = torch.empty(len(x), weight.cols, dtype=x.dtype)
     for inputs, outputs in _batches(x, y):
         status = native.sparsity_input_sparse(
@@ -66,6 +70,22 @@ def glu(
             torch.get_num_threads())
         library.check(status, "glu")
     return y
+
+
+def nm_select(
+    x: Tensor, n: int, m: int, shift: Tensor | None, scale: Tensor | None, back: bool, repair: bool, bits: bool,
+) -> tuple[Tensor, Tensor]:
+    """x [tokens, width] -> pruned x, and the packed mask [tokens, (width + 7) / 8], or [tokens, 0] where it is not wanted."""
+    native, one = library.load(), ctypes.byref
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    rule = library.Select(library.address(shift), library.address(scale), None, 0.0, 1, n, m, int(repair))
+    y = torch.empty(x.shape, dtype=x.dtype)
+    mask = torch.empty(len(x), -(-x.shape[1] // 8) if bits else 0, dtype=torch.uint8)
+    status = native.sparsity_nm_select(
+        one(rule), x.shape[1], one(library.vectors_of(x)), one(library.vectors_of(y)), back,
+        library.address(mask) if bits else None, torch.get_num_threads())
+    library.check(status, "nm_select")
+    return y, mask
 
 
 def _batches(x: Tensor, y: Tensor) -> list[tuple[library.Vectors, library.Vectors]]:

@@ -19,8 +19,11 @@ _registry = torch.library.Library("sparsity", "DEF")
 _WEIGHT = "Tensor {0}, Tensor? {0}_scales, int[] {0}_shape"
 _registry.define(
     f"input_sparse(Tensor x, {_WEIGHT.format('weight')}, str format, int group, Tensor? shift, Tensor? scale, "
-    "Tensor? thresholds, float threshold, int k, int stripe_width, Tensor? bias, bool union) -> Tensor"
+    "Tensor? thresholds, float threshold, int k, int stripe_width, Tensor? bias, bool union, int m=0, bool repair=False) "
+    "-> Tensor"
 )
+_registry.define(
+    "nm_select(Tensor x, int n, int m, Tensor? shift, Tensor? scale, bool back, bool repair, bool bits) -> (Tensor, Tensor)")
 _registry.define(f"linear(Tensor x, {_WEIGHT.format('weight')}, str format, int group, Tensor? bias) -> Tensor")
 _registry.define(
     f"glu(Tensor x, {_WEIGHT.format('gate')}, {_WEIGHT.format('up')}, {_WEIGHT.format('down')}, str format, int group, "
@@ -45,15 +48,22 @@ def _whole(packed: Packed) -> Packed:
 
 
 def _input_sparse(x, weight, weight_scales, weight_shape, format, group, shift, scale, thresholds, threshold, k, stripe_width,
-                  bias, union):
+                  bias, union, m=0, repair=False):
     packed = _packed(weight, weight_scales, weight_shape, format, group, "inputs")
     if native.can(x, packed):
-        return native.input_sparse(x, packed, shift, scale, thresholds, threshold, k, stripe_width, bias, union)
+        return native.input_sparse(x, packed, shift, scale, thresholds, threshold, k, stripe_width, bias, union, m, repair)
     rule = threshold if thresholds is None else thresholds
     with torch.cuda.device_of(x):
         return _other(x).input_sparse(
             x, _whole(packed), threshold=None if k >= 0 else rule, k=k if k >= 0 else None, shift=shift, scale=scale,
-            stripe_width=stripe_width or None, bias=bias, union=union)
+            stripe_width=stripe_width or None, bias=bias, union=union, m=m, repair=repair)
+
+
+def _nm_select(x, n, m, shift, scale, back, repair, bits):
+    if native.can(x):
+        return native.nm_select(x, n, m, shift, scale, back, repair, bits)
+    with torch.cuda.device_of(x):
+        return _other(x).nm_select(x, n, m, shift=shift, scale=scale, back=back, repair=repair, bits=bits)
 
 
 def _linear(x, weight, weight_scales, weight_shape, format, group, bias):
@@ -77,7 +87,7 @@ def _glu(x, gate, gate_scales, gate_shape, up, up_scales, up_shape, down, down_s
             k=k if k >= 0 else None, saliency=saliency, gate_bias=gate_bias, up_bias=up_bias, down_bias=down_bias, union=union)
 
 
-for _name, _run in (("input_sparse", _input_sparse), ("linear", _linear), ("glu", _glu)):
+for _name, _run in (("input_sparse", _input_sparse), ("linear", _linear), ("glu", _glu), ("nm_select", _nm_select)):
     for _device in ("CPU", "CUDA"):
         _registry.impl(_name, _run, _device)
 
@@ -85,6 +95,11 @@ for _name, _run in (("input_sparse", _input_sparse), ("linear", _linear), ("glu"
 @torch.library.register_fake("sparsity::input_sparse", lib=_registry)
 def _(x, weight, weight_scales, weight_shape, *rest):
     return x.new_empty(x.shape[0], weight_shape[1])
+
+
+@torch.library.register_fake("sparsity::nm_select", lib=_registry)
+def _(x, n, m, shift, scale, back, repair, bits):
+    return x.new_empty(x.shape), x.new_empty((x.shape[0], (x.shape[1] + 7) // 8 if bits else 0), dtype=torch.uint8)
 
 
 @torch.library.register_fake("sparsity::linear", lib=_registry)
@@ -97,7 +112,7 @@ def _(x, gate, gate_scales, gate_shape, up, up_scales, up_shape, down, down_scal
     return x.new_empty(x.shape[0], down_shape[1])
 
 
-def direct(x: Tensor, weight: Packed) -> bool:
+def direct(x: Tensor, weight: Packed | None = None) -> bool:
     """Whether a call may go straight to the compiled library: nobody traces, intercepts or wraps what torch does.
 
     Going through torch's dispatcher costs as much as a small matrix-vector product.

@@ -11,17 +11,71 @@ from sparsity_lib.parts.select import exact_topk
 
 #: Tokens of one batch; more are cut into several.
 BATCH = 16
+#: Entries of a group of N:M at most.
+WIDEST_GROUP = 64
 #: Activation functions of gated FFNs by name, with the C++ side's numbers.
 ACTIVATIONS = {"none": 0, "silu": 1, "gelu_tanh": 2, "gelu": 3, "relu": 4}
 
 
 def keep(
-    x: Tensor, *, threshold: Tensor | float | None, k: int | None, shift: Tensor | None = None, scale: Tensor | None = None
+    x: Tensor, *, threshold: Tensor | float | None, k: int | None, shift: Tensor | None = None, scale: Tensor | None = None,
+    m: int = 0,
 ) -> Tensor:
-    """Mask of x [tokens, n]: |x - shift| * scale not <= threshold (NaN stays in), or among the k largest of its token."""
+    """Mask of x [tokens, n]: |x - shift| * scale not <= threshold (NaN stays in), or among the k largest of its token.
+
+    m: among the k largest of every m consecutive entries (0: of all); the last m may be fewer, and k of them are kept too.
+    """
     score = (x.float() - shift if shift is not None else x.float()).abs()
     score = score * scale if scale is not None else score
-    return exact_topk(score, k) if k is not None else ~(score <= threshold)
+    if k is None:
+        return ~(score <= threshold)
+    return exact_topk(score, k) if not m else _of_every(score, k, m)
+
+
+def _of_every(score: Tensor, n: int, m: int) -> Tensor:
+    width = score.shape[-1]
+    padded = functional.pad(score, (0, -width % m), value=-1.0)  # below every score
+    return exact_topk(padded.view(len(score), padded.shape[-1] // m, m), n).view(padded.shape)[:, :width]
+
+
+def repaired(kept: Tensor, value: Tensor) -> Tensor:
+    """kept * sqrt(Var(value) / Var(kept)) for each token [tokens, width]; float32. What is 0 stays 0.
+
+    Kept entries that do not vary stay as they are.
+    """
+    of_all, of_kept = value.double().var(-1, correction=0), kept.double().var(-1, correction=0)
+    factor = torch.where(of_kept == 0, 1.0, (of_all / of_kept).sqrt()).float()[:, None]
+    return torch.where(kept == 0, 0.0, kept * factor)
+
+
+def nm_select(
+    x: Tensor, n: int, m: int, *, shift: Tensor | None = None, scale: Tensor | None = None, back: bool = False,
+    repair: bool = False, bits: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """x [tokens, width] with n of every m entries kept, by |x - shift| * scale, and the packed mask if `bits`.
+
+    z = x - shift; the result is repair(kept z), plus the shift again if `back`; in float32, then x's dtype.
+    """
+    mask = keep(x, threshold=None, k=n, shift=shift, scale=scale, m=m)
+    value = x.float() if shift is None else x.float() - shift
+    found = torch.where(mask, value, 0.0)
+    if repair:
+        found = repaired(found, value)
+    if back and shift is not None:
+        found = found + shift if repair else torch.where(mask, x.float(), shift)  # x - m + m is x
+    return found.to(x.dtype), pack_bits(mask) if bits else x.new_empty((len(x), 0), dtype=torch.uint8)
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Mask [tokens, width] -> uint8 [tokens, (width + 7) / 8]: bit i % 8 of byte i / 8 is entry i."""
+    eight = functional.pad(mask.to(torch.uint8), (0, -mask.shape[-1] % 8)).view(len(mask), -(-mask.shape[-1] // 8), 8)
+    return (eight << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(-1).to(torch.uint8)
+
+
+def unpack_bits(bits: Tensor, width: int) -> Tensor:
+    """The inverse of `pack_bits`."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return ((bits[..., None] >> places) & 1).bool().flatten(-2)[..., :width]
 
 
 def _shared(mask: Tensor) -> Tensor:
@@ -32,11 +86,13 @@ def _shared(mask: Tensor) -> Tensor:
 def input_sparse(
     x: Tensor, weight: Packed, *, threshold: Tensor | float | None = None, k: int | None = None, shift: Tensor | None = None,
     scale: Tensor | None = None, stripe_width: int | None = None, bias: Tensor | None = None, union: bool = False,
+    m: int = 0, repair: bool = False,
 ) -> Tensor:
     """y_o = sum over kept i of (x_i - shift_i) W[o, i] + bias_o, for x [tokens, in]; in float32, then x's dtype.
 
     threshold: one number, or [in] one an entry, or [stripes, in] with one rule for each `stripe_width` outputs.
     union: a token uses every entry that any token of its batch (16 in a row) keeps.
+    m, repair: as in `keep` and `repaired`.
     """
     matrix, value = weight.dense(), x.float() if shift is None else x.float() - shift
     striped = stripe_width is not None
@@ -45,9 +101,9 @@ def input_sparse(
     for stripe, rule in enumerate(rules):
         last = stripe + 1 == len(rules)
         part = slice(stripe * (stripe_width or 0), None if last else (stripe + 1) * stripe_width)
-        mask = keep(x, threshold=rule, k=k, shift=shift, scale=scale)
-        mask = _shared(mask) if union else mask
-        found[:, part] = torch.where(mask, value, 0) @ matrix[part].T
+        mask = keep(x, threshold=rule, k=k, shift=shift, scale=scale, m=m)
+        kept = torch.where(_shared(mask) if union else mask, value, 0)
+        found[:, part] = (repaired(kept, value) if repair else kept) @ matrix[part].T
     return (found if bias is None else found + bias).to(x.dtype)
 
 

@@ -87,7 +87,8 @@ int main(int count, char** arguments) {
     check_operators();
     check_edges();
     check_bits();
+    check_nm();
     check_decoder();
-    printf("%s: %d comparisons, %d failures\n", sparsity_isa(), compared, failures);
+    printf("%s: %d comparisons, %d failures, selections %016llx\n", sparsity_isa(), compared, failures, (unsigned long long)selections);
     return failures ? 1 : 0;
 }

@@ -17,12 +17,14 @@ int sparsity_input_sparse(const Weight*, const Select*, int64_t, int64_t, const 
 int sparsity_dense(const Weight*, const Vectors*, const Vectors*, const float*, int);
 int sparsity_glu(const Weight*, const Weight*, const Weight*, const float*, const float*, const float*, const Select*, int32_t,
                  int32_t, const Vectors*, const Vectors*, int64_t*, int);
+int sparsity_nm_select(const Select*, int64_t, const Vectors*, const Vectors*, int32_t, uint8_t*, int);
 }
 
 constexpr double EPS = 0x1p-24;  // half a unit in the last place of a float32 near 1
 
 inline std::mt19937 engine;
 inline int failures = 0, compared = 0;
+inline uint64_t selections = 0xcbf29ce484222325;  // every bit that N:M pruning gives, as one number
 
 inline float normal() { return std::normal_distribution<float>()(engine); }
 inline int below(int n) { return int(engine() % unsigned(n)); }
@@ -70,4 +72,5 @@ inline bool near(float found, const Bounded& expected, double relative = 0) {
 void check_operators();  // check_operators.cpp
 void check_edges();      // check_edges.cpp
 void check_bits();       // check_bits.cpp
+void check_nm();         // check_nm.cpp
 void check_decoder();    // check_decoder.cpp

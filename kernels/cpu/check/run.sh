@@ -15,7 +15,7 @@ objects() {  # compiler, folder, sources, flags
 }
 run() {  # name, command; 77: this processor lacks the instruction set
     local status=0
-    "${@:2}" || status=$?
+    "${@:2}" | tee -a "$out/said" || status=$?
     if [ $status -ne 0 ] && [ $status -ne 77 ]; then echo "$1 failed with $status" >&2; exit 1; fi
 }
 # The checks themselves are compiled once, without a sanitizer: it watches what the operators do, and with whose memory.
@@ -37,4 +37,7 @@ elif [ "${REQUIRE_ARM:-0}" = 1 ]; then
     echo "error: no aarch64-linux-gnu-g++ or no qemu-aarch64. Fix: apt-get install g++-aarch64-linux-gnu qemu-user" >&2; exit 1
 else
     echo "64-bit ARM: skipped, no cross compiler or emulator"
+fi
+if [ "$(grep -o "selections [0-9a-f]*" "$out/said" | sort -u | wc -l)" != 1 ]; then
+    echo "instruction sets differ in what N:M pruning selects" >&2; exit 1
 fi

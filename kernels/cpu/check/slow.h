@@ -7,9 +7,11 @@ struct Rule {
     std::vector<float> shift, scale, each;
     float threshold = 0;
     int64_t k = -1;  // not negative: by rank
+    int group = 0;   // not 0: k of every so many
+    bool repair = false;
     Select select() const {
         auto data = [](const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); };
-        return {data(shift), data(scale), data(each), threshold, k >= 0, k};
+        return {data(shift), data(scale), data(each), threshold, k >= 0, k, group, repair};
     }
     float border(size_t i) const { return each.empty() ? threshold : each[i]; }
 };
@@ -39,7 +41,8 @@ inline Mask mask_of(const Rule& rule, const std::vector<double>& score) {
     for (size_t i = 0; i < n; i++) order[i] = i;
     auto key = [](double s) { return isnan(s) ? 1e300 : isinf(s) ? 1e299 : s; };
     std::stable_sort(order.begin(), order.end(), [&](size_t i, size_t j) { return key(score[i]) > key(score[j]); });
-    for (int64_t place = 0; place < rule.k && place < int64_t(n); place++) mask[order[place]] = true;
+    std::vector<int64_t> kept(rule.group ? n / rule.group + 1 : 1);
+    for (size_t i : order) mask[i] = kept[rule.group ? i / rule.group : 0]++ < rule.k;
     return mask;
 }
 

@@ -7,13 +7,16 @@ the same bits. One token takes another way to its sums than two or more do, so i
 from __future__ import annotations
 
 import ctypes
+import warnings
+from functools import cache
 
 import torch
 import triton
 from torch import Tensor
 
 from sparsity_lib.errors import refuse
-from sparsity_lib.ops.gpu import choose, columns, rows
+from sparsity_lib.ops import reference
+from sparsity_lib.ops.gpu import choose, columns, nm, rows
 from sparsity_lib.ops.packed import FORMATS, Packed
 from sparsity_lib.ops.reference import ACTIVATIONS, BATCH
 
@@ -23,20 +26,36 @@ PROGRAMS = 768
 SPLITS, STEPS = 32, 4
 #: Entries that `border_kernel` counts at most: its counts have 21 bits, its block a power of two.
 WIDEST = 1 << 20
+#: Channels that a program prunes, where no repair asks for whole tokens.
+NM_BLOCK = 1024
 
 
 def input_sparse(
     x: Tensor, weight: Packed, *, threshold: Tensor | float | None, k: int | None, shift: Tensor | None, scale: Tensor | None,
-    stripe_width: int | None, bias: Tensor | None, union: bool,
+    stripe_width: int | None, bias: Tensor | None, union: bool, m: int = 0, repair: bool = False,
 ) -> Tensor:
-    """reference.input_sparse for x [tokens, in] on a GPU: one launch, or two where few outputs are summed in splits."""
+    """reference.input_sparse for x [tokens, in] on a GPU: one launch, or two where few outputs are summed in splits.
+
+    n of every m: one launch more, before it.
+    """
     x = x.contiguous()
     out = x.new_empty(len(x), weight.outputs)
     if not len(x):
         return out
+    if m:
+        _columns(*_pruned(x, k, m, shift, scale, repair, union), weight, out, bias, None, None, 0.0, (None, None), 0, union)
+        return out
     marks = (None, None) if k is None else _borders(x, shift, scale, k)
     _columns(x, None, weight, out, bias, shift, scale, threshold, marks, stripe_width or 0, union)
     return out
+
+
+def nm_select(
+    x: Tensor, n: int, m: int, *, shift: Tensor | None = None, scale: Tensor | None = None, back: bool = False,
+    repair: bool = False, bits: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """reference.nm_select for x [tokens, width] on a GPU, in one launch where m is a power of two."""
+    return _nm(x, n, m, shift, scale, back, repair, bits, x.dtype, None)
 
 
 def linear(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
@@ -97,6 +116,51 @@ def _borders(x: Tensor, shift: Tensor | None, scale: Tensor | None, k: int) -> t
     choose.border_kernel[(tokens,)](
         x, shift, scale, border, last, width, k, BLOCK=block, num_warps=min(32, block // 128))
     return border, last
+
+
+def _nm(
+    x: Tensor, n: int, m: int, shift: Tensor | None, scale: Tensor | None, back: bool, repair: bool, bits: bool,
+    dtype: torch.dtype, marks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """nm_select with a result of this dtype; marks: float32 like x, becomes 1 where an entry is kept."""
+    x = x.contiguous()
+    tokens, width = x.shape
+    if n == m:
+        n = m = 2  # all are kept, whatever the groups
+    if m & (m - 1) or width > WIDEST:
+        _warn(n, m)
+        y, mask = reference.nm_select(x.float(), n, m, shift=shift, scale=scale, back=back, repair=repair, bits=True)
+        if marks is not None:
+            marks.copy_(reference.unpack_bits(mask, width))
+        return y.to(dtype), mask if bits else mask[:, :0]
+    found = torch.empty(tokens, width, dtype=dtype, device=x.device)
+    mask = torch.empty(tokens, -(-width // 8) if bits else 0, dtype=torch.uint8, device=x.device)
+    if tokens:
+        block = max(128, triton.next_power_of_2(width))
+        block = block if repair else min(block, NM_BLOCK)
+        nm.nm_kernel[(tokens, triton.cdiv(width, block))](
+            x, shift, scale, found, mask if bits else None, marks, width, n, BACK=back and shift is not None, REPAIR=repair, M=m,
+            BLOCK=block, num_warps=min(32, block // 128))
+    return found, mask
+
+
+@cache
+def _warn(n: int, m: int) -> None:
+    fix = "Fix: m = 2, 4, 8, 16, 32 or 64."
+    warnings.warn(f"The Triton kernel does not know the pattern {n}:{m}, plain PyTorch selects, slowly. {fix}", stacklevel=5)
+
+
+def _pruned(
+    x: Tensor, n: int, m: int, shift: Tensor | None, scale: Tensor | None, repair: bool, union: bool
+) -> tuple[Tensor, Tensor | None]:
+    """x and values for `_columns` with the threshold 0."""
+    if shift is None and not repair and not union:
+        return _nm(x, n, m, None, scale, False, False, False, x.dtype, None)[0], None  # kept entries of 0 add nothing
+    marks = torch.empty(x.shape, device=x.device)
+    values, _ = _nm(x, n, m, shift, scale, False, repair, False, torch.float32, marks)
+    if union:  # a token then multiplies its own values where others marked
+        values = x.float() if shift is None else x.float() - shift
+    return marks, values
 
 
 def _columns(
