@@ -10,11 +10,11 @@ activations, which exists for 2:4 only. Launches, caches and imperfect overlap a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from sparsity_lib.checks import count, positive
 from sparsity_lib.errors import refuse
+from sparsity_lib.nm_facts import metadata_bits
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,6 @@ class Work:
 
 
 Passes = tuple[Work, ...]
-
-
-def metadata_bits(n: int, m: int) -> float:
-    """log2 C(m, n) / m: the fewest bits an element in which the mask of a group can be told. 0.646 for 2:4, 0.853 for 8:16."""
-    _check(n, m)
-    return math.log2(math.comb(m, n)) / m
 
 
 def dense(layer: Layer, tokens: int = 1) -> Passes:

@@ -68,7 +68,7 @@ def choice_of(rule: Rule, tensors: Mapping[str, Tensor], width: int) -> Choice:
     """
     if rule.readers:
         raise SparsityError(f"The decoder drops inputs for all readers of site {rule.site}. Fix: install(model, plan).")
-    scales = {"magnitude": None, "saliency": "saliency", "column_norm": "norm"}
+    scales = {"magnitude": None, "saliency": "saliency", "column_norm": "norm", "amber": "norm"}
     known = ("identity", "rotate", "shift")
     repairs = ("variance",)
     odd_repairs = [p for p in rule.repair if p.kind not in repairs]
