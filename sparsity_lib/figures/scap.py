@@ -57,7 +57,8 @@ def centring(found: Curves, labels: Mapping[str, str] | None = None) -> Figure:
         axes.set(title=(labels or {}).get(network, network), yscale="log")
     for axes in panels.flat[len(found):]:
         axes.set_visible(False)
-    for axes in panels[-1]:
+    for axes in panels.flat[max(0, len(found) - panels.shape[1]):len(found)]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
         axes.set_xlabel("inputs of down dropped (%)")
     for row in panels:
         row[0].set_ylabel("loss against the\ndense network")
