@@ -51,7 +51,7 @@ def patterns(found: Mapping[str, Mapping[str, Points]]) -> Figure:
             label, color, marker = SCORES[score]
             names, values = [name for name, _ in points], [i.value for _, i in points]
             spread = [[i.value - i.low for _, i in points], [i.high - i.value for _, i in points]]
-            axes.errorbar(range(len(names)), values, yerr=spread, color=color, marker=marker, label=label, linewidth=1.2, capsize=2)
+            axes.errorbar(range(len(names)), values, yerr=spread, color=color, marker=marker, label=label, capsize=2)
         axes.set_xticks(range(len(names)), names)
         axes.set(title=short(model), xlabel="pattern", yscale="log")
     panels[0][0].set_ylabel("KL to the dense model\n(nats per token)")
@@ -60,7 +60,7 @@ def patterns(found: Mapping[str, Mapping[str, Points]]) -> Figure:
 
 
 def against_weights(found: Mapping[str, Mapping[str, Points]]) -> Figure:
-    """KL by pattern for pruned activations and pruned weights, a panel a model: model -> "nm", "wanda" or "magnitude" -> points."""
+    """KL by pattern for pruned activations and weights, a panel a model: model -> "nm", "wanda" or "magnitude" -> points."""
     figure, panels = style.figure(1, len(found), height=3.2, sharey=True, squeeze=False)
     for axes, (model, methods) in zip(panels[0], found.items(), strict=True):
         for method, points in methods.items():
@@ -94,7 +94,8 @@ def energy(found: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], law
             axes.errorbar(x, 100 * values[:, 0], yerr=100 * np.array(spread), color=color, marker=marker, linestyle="none",
                           label=label, capsize=2, markersize=4)
         for (law, kept), line in zip(laws.items(), ("-", "--"), strict=False):
-            axes.plot(range(len(order)), [100 * kept[p] for p in order], color=style.BLACK, linestyle=line, linewidth=1, label=law)
+            share = [100 * kept[p] for p in order]
+            axes.plot(range(len(order)), share, color=style.BLACK, linestyle=line, linewidth=1, label=law)
         axes.set_xticks(range(len(order)), order)
         axes.set(title=short(model), xlabel="pattern")
     panels[0][0].set_ylabel("square norm kept (%)")
