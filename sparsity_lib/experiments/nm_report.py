@@ -1,8 +1,8 @@
-"""Rows and verdicts of the N:M chapter."""
+"""Rows and points of the N:M chapter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval, resample
 from sparsity_lib.evaluate.quality import Quality, difference
 from sparsity_lib.experiments.claws_report import cell, perplexity, points, short
 from sparsity_lib.experiments.nm_common import PATTERNS, UNSTRUCTURED
+from sparsity_lib.nm_facts import metadata_bits
+from sparsity_lib.parts.nm import pattern_of
 from sparsity_lib.report import Number
-from sparsity_lib.verdicts import Verdict, effect, kept, not_testable
 
 EVERY = (*PATTERNS, UNSTRUCTURED)
 #: Words of a point's options.
@@ -22,6 +23,38 @@ WORDS = {
     "spts": "S-PTS", "dpts": "D-PTS", "lpts": "L-PTS", "var": "VAR", "ls": "LS", "low_rank": "low rank",
     "magnitude": "magnitude", "wanda": "Wanda",
 }
+
+
+#: Repairs that need no training, and the two that do, as a claim of its own each.
+LIGHT = ({"transform": "spts"}, {"transform": "dpts"}, {"repair": ["var"]}, {"transform": "lpts"}, {"repair": ["ls"]})
+
+
+def by_score(data: Mapping[str, Any], scores: Sequence[str]) -> dict[str, dict[str, list[tuple[str, Interval]]]]:
+    """model -> score -> [(pattern, KL)]: what `figures.nm.patterns` draws."""
+    return {model: {score: [(p, quality(one(data, model, p, score=score)).divergence()) for p in EVERY] for score in scores}
+            for model in data}
+
+
+def beside_weights(data: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[str, Interval]]]]:
+    """model -> method -> [(pattern, KL)]: what `figures.nm.against_weights` draws."""
+    found = {}
+    for model in data:
+        own = [(p, quality(one(data, model, p)).divergence()) for p in EVERY]
+        weights = {score: [(p, quality(one(data, model, p, on="weights", score=score)).divergence()) for p in EVERY]
+                   for score in ("wanda", "magnitude")}
+        found[model] = {"nm": own, **weights}
+    return found
+
+
+def trade_points(data: Mapping[str, Any]) -> dict[str, list[tuple[str, float, Interval]]]:
+    """model -> [(pattern, bits of metadata an element, KL by |x|)]."""
+    return {model: [(p, metadata_bits(*pattern_of(p)), quality(one(data, model, p)).divergence()) for p in PATTERNS]
+            for model in data}
+
+
+def solved(results: Mapping[str, Any], task: str) -> float:
+    """A stored score."""
+    return BenchmarkResult.from_dict(results[task]).score(task).mean
 
 
 def all_points(data: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
@@ -109,12 +142,14 @@ def drops(data: Mapping[str, Any], model: str, coarse: str, fine: str) -> Interv
     return ratio_interval(*(quality(one(data, model, p)).kl for p in (coarse, fine)))
 
 
-def relative_drop(stored: Sequence[Mapping[str, Any]], place: int, task: str, group: str = "ranked") -> np.ndarray:
+def relative_drop(
+    found: Sequence[Mapping[str, Any]], place: int, task: str, only: Callable[[str], bool] = lambda task: True
+) -> np.ndarray:
     """1 - score / dense score of a point, the estimate first and then its resamples, paired over documents."""
-    dense, own = (BenchmarkResult.from_dict(stored[i][group][task]) for i in (0, place))
+    dense, own = (BenchmarkResult.from_dict(found[i]["ranked"][task]) for i in (0, place))
     total = np.zeros(1 + len(resample(2)))
     base = np.zeros_like(total)
-    members = list(dense.tasks)
+    members = [name for name in dense.tasks if only(name)]
     for number, member in enumerate(members):
         metric = next(iter(dense.tasks[member].values))
         a, b = (np.asarray(r.tasks[member].values[metric]) for r in (own, dense))
@@ -130,9 +165,9 @@ def spread(drawn: np.ndarray) -> Interval:
     return Interval(float(drawn[0]), float(min(low, drawn[0])), float(max(high, drawn[0])))
 
 
-def place_of(stored: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any] | None) -> int:
+def place_of(found: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any] | None) -> int:
     """Where a point is in the stored list."""
-    return next(i for i, found in enumerate(stored) if found["point"] == wanted)
+    return next(i for i, each in enumerate(found) if each["point"] == wanted)
 
 
 def task_name(point: Mapping[str, Any] | None) -> str:
@@ -149,11 +184,11 @@ def task_rows(data: Mapping[str, Any], group: str) -> list[list[Any]]:
     """Model, what is pruned; mean of the ranked tasks (%), relative drop (%), LAMBADA and TriviaQA (%) with their difference to
     the dense model in points."""
     rows = []
-    for model, stored in data.items():
-        dense = {task: BenchmarkResult.from_dict(r) for task, r in stored[0]["written"].items()}
-        for place, found in enumerate(stored):
+    for model, points_of in data.items():
+        dense = {task: BenchmarkResult.from_dict(r) for task, r in points_of[0]["written"].items()}
+        for place, found in enumerate(points_of):
             mean = BenchmarkResult.from_dict(found["ranked"][group]).score(group).mean
-            lost = spread(100 * relative_drop(stored, place, group))
+            lost = spread(100 * relative_drop(points_of, place, group))
             row = [short(model), task_name(found["point"]), Number(100 * mean, ".1f")]
             row.append(None if place == 0 else cell(lost, ".1f", atol=0.3))
             for task in ("lambada_openai", "triviaqa"):
@@ -172,86 +207,3 @@ def energy_rows(data: Mapping[str, Any], laws: Mapping[str, Mapping[str, float]]
             shares = [Number(100 * float(np.median(found[p])), ".1f", atol=0.5) for p in EVERY]
             rows.append([short(model), site, *shares, Number(float(np.median(found["kurtosis"])), ".0f")])
     return rows
-
-
-def verdict_weights(data: Mapping[str, Any], model: str, pattern: str = "8:16") -> Verdict:
-    """N1 by KL: pruned weights are further from the dense model than pruned activations."""
-    own, other = quality(one(data, model, pattern)), quality(one(data, model, pattern, on="weights", score="wanda"))
-    found = ratio_interval(other.kl, own.kl)
-    return effect(
-        f"N1, {short(model)}", "pruning activations preserves generation better than pruning weights at equal sparsity",
-        f"KL with {pattern} weights (Wanda) over KL with {pattern} activations (|x|); that it is larger by a tenth was set here",
-        number=found.value, low=found.low, high=found.high, published=1.1, null=1.0)
-
-
-def verdict_written(data: Mapping[str, Any], model: str, task: str, pattern: str = "8:16") -> Verdict:
-    """N1 by what the model writes: activations minus weights, in points."""
-    stored = data[model]
-    own, other = (stored[place_of(stored, p)]["written"][task] for p in (
-        {"on": "activations", "pattern": pattern}, {"on": "weights", "pattern": pattern, "score": "wanda"}))
-    found = points(*(BenchmarkResult.from_dict(r) for r in (own, other)), task)
-    return effect(
-        f"N1, {short(model)}, {task}", "pruning activations preserves generation better than pruning weights at equal sparsity",
-        f"{task} in points, {pattern} activations minus {pattern} weights (Wanda); one point was set here",
-        number=found.value, low=found.low, high=found.high, published=1.0)
-
-
-def verdict_parity(data: Mapping[str, Any], model: str, margin: float = 1.0) -> Verdict:
-    """N2: 16:32 beside an unstructured half."""
-    logs = [quality(one(data, model, p)) for p in (UNSTRUCTURED, "16:32")]
-    gap = difference(*logs, "nll")
-    value, low, high = (100 * v for v in (gap.value, gap.low, gap.high))
-    return kept(
-        f"N2, {short(model)}", "16:32 is nearly on par with unstructured sparsity",
-        f"loss of unstructured 50% minus loss of 16:32, in hundredths of a nat per token; {margin:g} is allowed",
-        number=value, low=low, high=high, margin=margin)
-
-
-def verdict_ratio(data: Mapping[str, Any], model: str, fine: str, published: float) -> Verdict:
-    """N2: how many times closer a finer pattern is than 2:4."""
-    found = drops(data, model, "2:4", fine)
-    return effect(
-        f"N2, {fine}, {short(model)}", f"{fine} loses {published:g} times less than 2:4 (relative drop)",
-        f"KL at 2:4 over KL at {fine}, by |x|", number=found.value, low=found.low, high=found.high, published=published, null=1.0)
-
-
-def verdict_ratio_tasks(data: Mapping[str, Any], model: str, fine: str, published: float, group: str) -> Verdict:
-    """The same by the paper's own measure."""
-    stored = data[model]
-    coarse, own = (relative_drop(stored, place_of(stored, {"on": "activations", "pattern": p}), group) for p in ("2:4", fine))
-    # A difference, since a ratio of two drops near zero has no sensible interval.
-    found = spread(100 * (coarse - published * own))
-    return effect(
-        f"N2, {fine}, {short(model)}, tasks", f"{fine} loses {published:g} times less than 2:4 (relative drop)",
-        f"relative drop of the seven tasks at 2:4 minus {published:g} times that at {fine}, in percent: above zero, at least so "
-        "many times less; one percent was set here",
-        number=found.value, low=found.low, high=found.high, published=1.0)
-
-
-def verdict_repair(data: Mapping[str, Any], model: str, pattern: str = "8:16", **options: Any) -> Verdict:
-    """N4: one repair."""
-    own, base = quality(one(data, model, pattern, **options)), quality(one(data, model, pattern))
-    found = ratio_interval(np.subtract(own.kl, base.kl), base.kl)
-    name = named({"score": "act", **options})
-    return effect(
-        f"N4, {name}, {short(model)}", "light repairs help",
-        f"change of KL by {name} at {pattern}, in percent of the unrepaired one; a tenth less was set here",
-        number=100 * found.value, low=100 * found.low, high=100 * found.high, published=-10.0)
-
-
-def verdict_hardware() -> Verdict:
-    """N3 needs hardware that does not exist."""
-    return not_testable(
-        "N3", "8:16 is the better trade of quality against cost of hardware",
-        "no unit multiplies 8:16 activations yet; the picture sets quality against bits of metadata, which is a model of cost",
-        "make results R=nm_quality")
-
-
-def verdict_unverified(data: Mapping[str, Any], model: str, group: str) -> Verdict:
-    """N6: the summary page's number, for what it is worth."""
-    stored = data[model]
-    found = spread(100 * relative_drop(stored, place_of(stored, {"on": "activations", "pattern": "8:16"}), group))
-    return kept(
-        f"N6, {short(model)}", "5.43% lost at 8:16 (a summary of the paper; no row of it could be matched)",
-        "relative drop of the seven tasks at 8:16, negative, in percent; 5.43 are allowed",
-        number=-found.value, low=-found.high, high=-found.low, margin=5.43)
