@@ -5,6 +5,7 @@ Rules. A weight is read by a token if it takes part in a product that is not kno
 - The head counts in full. Embedding tables (tokens, positions) count one row a token; where the head is
   tied to the token table, the table counts as the head.
 - Experts: those the token is routed to. Norms, biases, convolutions and the router count in full.
+- What a repair reads on top (a low-rank product) counts in full, for every token.
 - An entry that is zero by itself (as after a ReLU) needs no weights, like one that was dropped.
 The share skipped is 1 - read / read by the dense model. Papers count otherwise (`Account.paper_counts`).
 """
@@ -92,6 +93,8 @@ class Account:
     #: How the papers would put the same masks.
     paper_counts: dict[str, float]
     tokens: int
+    #: Weights read on top by repairs; `read_weights` and `skipped` have them, the shares by role and paper do not.
+    repair_weights: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -175,8 +178,7 @@ def summarise(model: nn.Module, densities: Mapping[str, Tensor]) -> Account:
     column, row = {}, {}
     densities = _by_token(state, densities)
     for name, density in densities.items():
-        layer, kind = name.split(".")
-        site = state.sites.sites[int(layer), kind]
+        site = state.placed[name]
         column.update(dict.fromkeys(site.column_readers, density))
         row.update(dict.fromkeys(site.row_readers, density))
     dense = weights_per_token(model)
@@ -188,20 +190,22 @@ def summarise(model: nn.Module, densities: Mapping[str, Tensor]) -> Account:
         left = torch.as_tensor(left, dtype=torch.float64)
         skipped += left
         by_role[linear.role] = by_role.get(linear.role, 0.0) + float(left.mean()) / dense
+    repair = sum(piece.weights_read(state.placed[name]) for name, s in state.sparsifiers.items() for piece in s.rule.repair)
+    skipped -= repair
     share = skipped / dense
     kinds = {name.split(".")[1] for name in densities}
     layers = {
         kind: [1 - float(densities[f"{i}.{kind}"].mean()) for i in range(state.sites.layers) if f"{i}.{kind}" in densities]
         for kind in kinds
     }
-    extra = sum(s.rule.transform.weights_read(state.sites.sites[int(n.split(".")[0]), n.split(".")[1]])
-                for n, s in state.sparsifiers.items())
+    extra = sum(s.rule.transform.weights_read(state.placed[name]) for name, s in state.sparsifiers.items())
     return Account(
         method=state.recipe.method, dense_weights=dense, read_weights=float(dense - skipped.mean()),
         skipped=float(share.mean()), skipped_low=float(share.quantile(0.05)), skipped_high=float(share.quantile(0.95)),
         site_sparsity={k: sum(v) / len(v) for k, v in layers.items()}, layer_sparsity=layers,
         skipped_by_role=by_role, transform_weights=extra,
         paper_counts=_paper_counts(state.sites.linears, by_role, dense), tokens=tokens,
+        repair_weights=repair,
     )
 
 
@@ -210,9 +214,8 @@ def _by_token(state: Installed, densities: Mapping[str, Tensor]) -> dict[str, Te
     routed = {linear.name: linear.per_token for linear in state.sites.linears}
     found = dict(densities)
     for name, density in densities.items():
-        layer, kind = name.split(".")
-        site = state.sites.sites[int(layer), kind]
-        if site.experts and kind != UP_IN:
+        site = state.placed[name]
+        if site.experts and site.kind != UP_IN:
             found[name] = density.mean().expand(len(density) // routed[site.column_readers[0]])
     return found
 

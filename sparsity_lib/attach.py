@@ -51,6 +51,22 @@ def attach(model: nn.Module, site: Site, tap: Tap, *, on_product: bool = False) 
     return handle
 
 
+def attach_outputs(model: nn.Module, site: Site, change: Callable[[Tensor, int, Tensor | None], Tensor]) -> Attached:
+    """Call `change(y, number, bias)` on what the layers that read `site` put out; its result takes y's place.
+
+    y [..., out] is the output of layer `site.column_readers[number]`, whose bias [out] (or None) it contains.
+    """
+    handle = Attached()
+    for number, reader in enumerate(site.column_readers):
+        module = model.get_submodule(reader)
+
+        def hook(module: nn.Module, args: tuple, out: Tensor, number: int = number) -> Tensor:
+            return change(out, number, module.bias)
+
+        handle.add(module.register_forward_hook(hook).remove)
+    return handle
+
+
 class _Once:
     """A pre-hook that runs the tap once for all layers reading the same tensor."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from sparsity_lib.errors import SparsityError
-from sparsity_lib.passes import Batch, Text, evaluating, run_forward
+from sparsity_lib.passes import Batch, Text, evaluating, forward
 from sparsity_lib.sites import Site, SiteMap
 
 
@@ -67,14 +68,22 @@ class Blocks(Text):
     def outputs(self, keep: bool = True) -> list[Tensor]:
         """What the current block makes of every batch, [batch, tokens, hidden]."""
         found: list[Tensor] = []
-
-        def out_of(module: nn.Module, args: tuple, out: Tensor | tuple) -> None:
-            if keep:
-                found.append(out[0] if isinstance(out, tuple) else out)
-            raise _Reached
-
-        self._feed(self.blocks[self.layer].register_forward_hook(out_of))
+        self._feed(self._leaving(found if keep else None), range(len(self.stream)))
         return found
+
+    def output(self, number: int) -> Tensor:
+        """What the current block makes of batch `number`, [batch, tokens, hidden], with gradients for what asks for them."""
+        found: list[Tensor] = []
+        self._feed(self._leaving(found), [number], grad=torch.is_grad_enabled())
+        return found[0]
+
+    def ahead(self, hidden: list[Tensor]) -> list[Tensor]:
+        """What arrives at the next block if `hidden` arrives at this one."""
+        own, self.hidden = self.hidden, hidden
+        try:
+            return self._arriving(self.blocks[self.layer + 1])
+        finally:
+            self.hidden = own
 
     def advance(self) -> None:
         """Go on to the next block, with the hidden states that reach it."""
@@ -102,16 +111,26 @@ class Blocks(Text):
             found.append(_hidden(args, kwargs).detach())
             raise _Reached
 
-        self._feed(block.register_forward_pre_hook(into, with_kwargs=True))
+        self._feed(block.register_forward_pre_hook(into, with_kwargs=True), range(len(self.stream)))
         return found
 
-    def _feed(self, handle) -> None:
+    def _leaving(self, found: list[Tensor] | None):
+        """A hook at the end of the current block that adds what leaves it to `found`, and ends the forward."""
+
+        def out_of(module: nn.Module, args: tuple, out: Tensor | tuple) -> None:
+            if found is not None:
+                found.append(out[0] if isinstance(out, tuple) else out)
+            raise _Reached
+
+        return self.blocks[self.layer].register_forward_hook(out_of)
+
+    def _feed(self, handle, numbers: Iterable[int], grad: bool = False) -> None:
         try:
-            with evaluating(self.model):
-                for number, batch in enumerate(self.stream):
+            with evaluating(self.model), torch.set_grad_enabled(grad):
+                for number in numbers:
                     self._number = number
                     try:
-                        run_forward(self.model, batch)
+                        forward(self.model, self.stream[number])
                     except _Reached:
                         continue
         finally:

@@ -1,6 +1,6 @@
 """Statistics streamed over calibration text: each needs the same memory however many tokens pass.
 
-Memory, for a site of width C: `LogHistogram` 1 MiB; `SecondMoment` 8 C^2 bytes; `GradientSize`
+Memory, for a site of width C: `LogHistogram` 1 MiB; `SecondMoment` 8 C^2 bytes; `ColumnSquares` 8 C bytes; `GradientSize`
 40 C bytes, and 1.5 KiB * C more where the median is wanted.
 """
 
@@ -82,6 +82,31 @@ class LogHistogram:
     def numbers(self) -> int:
         """How many numbers were read."""
         return int(self.counts.sum())
+
+
+class ColumnSquares:
+    """sum_t x_ti^2 of every entry i in float64, [C]."""
+
+    needs_grad: ClassVar[bool] = False
+
+    def __init__(self, width: int) -> None:
+        self.total = torch.zeros(width, dtype=torch.float64)
+        self.tokens = 0
+
+    def key(self) -> str:
+        return "column_squares"
+
+    def update(self, values: Tensor, grad: Tensor | None = None) -> None:
+        refuse_broken(values, "Inputs")
+        rows = values.detach().flatten(0, -2)
+        self.total += rows.double().square().sum(0).cpu()
+        self.tokens += len(rows)
+
+    def rms(self) -> Tensor:
+        """sqrt(mean over tokens of x_ti^2), [C]: the column's norm over the text but for one factor for all columns."""
+        if self.tokens == 0:
+            raise SparsityError("Column norms were asked for before any calibration text was read.")
+        return (self.total / self.tokens).sqrt()
 
 
 class SecondMoment:

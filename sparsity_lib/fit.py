@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from sparsity_lib import lm
-from sparsity_lib.attach import attach
 from sparsity_lib.blocks import Blocks
 from sparsity_lib.checks import count
 from sparsity_lib.errors import SparsityError, refuse
@@ -22,7 +21,7 @@ from sparsity_lib.plan import Plan
 from sparsity_lib.progress import track
 from sparsity_lib.recipe import Recipe
 from sparsity_lib.sites import KINDS, SiteMap, find_sites
-from sparsity_lib.sparsifier import Sparsifier
+from sparsity_lib.sparsifier import Sparsifier, put_on
 
 #: Calibration text if nothing else is said: 16 sequences of 512 tokens.
 TOKENS, LENGTH = 8192, 512
@@ -126,7 +125,7 @@ def _fit_sequentially(model: nn.Module, stream: list, sites: SiteMap, jobs: list
                         held = max(held, fit_step(blocks, [job], step) + blocks.nbytes)
                     sparsifier = Sparsifier(job.rule, job.site, token_share, device=blocks.device)
                     sparsifier.fill(job.tensors)
-                    handles.append(attach(model, job.site, sparsifier, on_product=sparsifier.on_product))
+                    handles.append(put_on(model, job.site, sparsifier))
                 if layer + 1 < sites.layers:
                     blocks.advance()
             finally:

@@ -44,10 +44,14 @@ class Fitting:
         """What the current part learns from: x, z, or scores."""
         if self.current is self.rule.transform:
             return x, grad
-        z = self.rule.transform.forward(x, self.tensors)
-        if self.current is self.rule.select and not self.rule.select.reads_values:
-            return self.rule.score(z, self.tensors), None
-        return z, None if grad is None else self.rule.transform.gradient(grad, self.tensors)
+        transform, score, select = self.rule.transform, self.rule.score, self.rule.select
+        tensors = transform.of_token(x, self.tensors)
+        z = transform.forward(x, tensors)
+        if self.current is select and not select.reads_values:
+            return score(z, tensors), None
+        if getattr(self.current, "reads_dropped", False):
+            return x - transform.inverse(z * select(score(z, tensors), tensors), tensors), None
+        return z, None if grad is None else transform.gradient(grad, tensors)
 
     def update(self, collector: Collector, x: Tensor, grad: Tensor | None) -> None:
         """Show the collector what the current part learns from; its refusal names the site."""
@@ -62,7 +66,8 @@ def fit_step(text: Text, jobs: Sequence[Fitting], step: int) -> int:
     collectors = collect(text, jobs, step)
     fitted: dict[str, dict[str, Tensor]] = {}
     for job, collector in zip(jobs, collectors, strict=True):
-        key = f"{job.stream_key()}|{job.current.key()}"  # equal parts on equal streams: fitted once, tensors shared
+        readers = ",".join(job.site.column_readers)
+        key = f"{job.stream_key()}|{readers}|{job.current.key()}"  # equal parts on equal streams: fitted once, tensors shared
         if key not in fitted:
             fitted[key] = {n: t.to(text.device) for n, t in job.current.fit(collector, job.site).items()}
         job.tensors.update(fitted[key])

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from sparsity_lib import hf
-from sparsity_lib.attach import Attached, attach
+from sparsity_lib.attach import Attached
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.plan import Plan
 from sparsity_lib.recipe import Recipe
-from sparsity_lib.sites import SiteMap, find_sites
-from sparsity_lib.sparsifier import Sparsifier
+from sparsity_lib.sites import Site, SiteMap, find_sites
+from sparsity_lib.sparsifier import Sparsifier, put_on
 
 #: Name under which a block holds its sparsifiers; part of the checkpoint's tensor names.
 CHILD = "sparsity"
@@ -29,6 +29,8 @@ class Installed:
     sites: SiteMap
     handles: list[Attached]
     sparsifiers: dict[str, Sparsifier]
+    #: "LAYER.SITE" -> the site as the recipe sees it: of the layers that read it, those of the rule.
+    placed: dict[str, Site]
     calibration: dict
 
 
@@ -60,7 +62,7 @@ def install(model: nn.Module, plan: Plan) -> nn.Module:
             f"token_share = {plan.recipe.token_share} cannot be kept in a mixture of experts, whose layers see tokens "
             "without their place in the sequence. Fix: token_share=1."
         )
-    handles, sparsifiers = [], {}
+    handles, sparsifiers, placed = [], {}, {}
     for rule, site in plan.recipe.placed(sites):
         block = model.get_submodule(site.block)
         sparsifier = Sparsifier(rule, site, plan.recipe.token_share, device=_device(model, site))
@@ -68,9 +70,10 @@ def install(model: nn.Module, plan: Plan) -> nn.Module:
         if not hasattr(block, CHILD):
             block.add_module(CHILD, nn.ModuleDict())
         getattr(block, CHILD)[site.kind] = sparsifier
-        handles.append(attach(model, site, sparsifier, on_product=sparsifier.on_product))
-        sparsifiers[site.name] = sparsifier
-    model.__dict__["_sparsity_installed"] = Installed(plan.recipe, sites, handles, sparsifiers, dict(plan.calibration))
+        handles.append(put_on(model, site, sparsifier))
+        sparsifiers[site.name], placed[site.name] = sparsifier, site
+    state = Installed(plan.recipe, sites, handles, sparsifiers, placed, dict(plan.calibration))
+    model.__dict__["_sparsity_installed"] = state
     #: Read by the benchmark runner: tokens may only be repacked where each is treated by itself.
     model.sparsity_needs_sequences = plan.recipe.token_share < 1
     hf.mark(model, plan)

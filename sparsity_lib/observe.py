@@ -123,7 +123,8 @@ def _compare(rule: Rule, site: Site, plan: Plan, density: float, every: int, fou
     k = max(1, round(density * site.width))
 
     def tap(x: Tensor) -> Tensor:
-        z = as_float32(rule.transform.forward(x.detach(), tensors)).flatten(0, -2)
+        own = rule.transform.of_token(x.detach(), tensors)
+        z = as_float32(rule.transform.forward(x.detach(), own)).flatten(0, -2)
         plain, scored = z.abs(), rule.score(z, tensors)
         overlap = jaccard(exact_topk(plain, k), exact_topk(scored, k))
         found.setdefault(site.name, []).append((overlap, torch.as_tensor(spearman(plain[::every], scored[::every]))))

@@ -57,6 +57,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def run_forward(model: nn.Module, batch: Tensor | Batch) -> None:
     """The blocks of a causal language model on token ids, or any model on its keyword inputs."""
+    forward(model, batch)
+
+
+def forward(model: nn.Module, batch: Tensor | Batch) -> None:
+    """`run_forward` with gradients, for whatever asks for them."""
     if isinstance(batch, Tensor):
         lm.hidden_states(model, batch.to(_device(model)))
     else:

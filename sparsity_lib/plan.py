@@ -68,9 +68,10 @@ class Plan:
         """The same plan at another density, where nothing fitted depends on it (top-k, not thresholds)."""
         recipe = self.recipe.with_density(density)
         for rule in recipe.rules:
-            if rule.select.kind != "topk":
+            fitted = [p.kind for p in rule.parts() if p.follows_mask or (p is rule.select and not p.any_density)]
+            if fitted:
                 raise SparsityError(
-                    f"The {rule.select.kind} of site {rule.site!r} was fitted to its density. "
+                    f"The {fitted[0]} of site {rule.site!r} was fitted to its density. "
                     f"Fix: fit recipe.with_density({density})."
                 )
         return dataclasses.replace(self, recipe=recipe)

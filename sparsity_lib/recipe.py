@@ -31,10 +31,14 @@ class Rule:
     score: Score = Magnitude()
     transform: Transform = Identity()
     repair: tuple[Repair, ...] = ()
+    #: Roles of the layers it holds for ("q", "up"), where several read the site; empty: all of them.
+    readers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.site not in KINDS:
             raise unknown("site", self.site, KINDS)
+        for name in ("repair", "readers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, role in (("select", Select), ("score", Score), ("transform", Transform)):
             if not isinstance(getattr(self, name), role):
                 raise refuse(name, getattr(self, name), f"a {role.__name__} part")
@@ -44,6 +48,11 @@ class Rule:
         if self.select.only_scores and self.score.kind not in self.select.only_scores:
             allowed = f"one of {sorted(self.select.only_scores)}"
             raise refuse(f"score of a selection by {self.select.kind!r}", self.score.kind, allowed)
+        kinds = [piece.kind for piece in self.repair]
+        if len(set(kinds)) < len(kinds):
+            raise refuse("repair", kinds, "each kind once")
+        if self.readers and self.site == GATE:
+            raise refuse("readers of the gate site", self.readers, "none: its neurons are dropped whole")
 
     def parts(self) -> tuple:
         """In the order in which they are fitted."""
@@ -62,17 +71,18 @@ class Rule:
         return {name: shape for piece in self.parts() for name, shape in piece.shapes(site).items()}
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        data = {
             "site": self.site,
             "transform": self.transform.to_json(),
             "score": self.score.to_json(),
             "select": self.select.to_json(),
             "repair": [piece.to_json() for piece in self.repair],
         }
+        return {**data, "readers": list(self.readers)} if self.readers else data
 
     @staticmethod
     def from_json(data: object) -> Rule:
-        known = ("site", "transform", "score", "select", "repair")
+        known = ("site", "transform", "score", "select", "repair", "readers")
         if not isinstance(data, Mapping):
             raise refuse("rule", data, f"an object with {', '.join(known)}")
         for name in data:
@@ -82,12 +92,16 @@ class Rule:
             raise SparsityError('A rule lacks its "site" or its "select". Fix: name both.')
         if not isinstance(data.get("repair", ()), (list, tuple)):
             raise refuse("repair", data["repair"], "a list of repairs")
+        readers = data.get("readers", ())
+        if not isinstance(readers, (list, tuple)) or not all(isinstance(role, str) for role in readers):
+            raise refuse("readers", readers, 'a list of roles, as in ["q", "k"]')
         return Rule(
             site=data["site"],
             select=from_json("select", data["select"]),
             score=from_json("score", data.get("score", {"kind": "magnitude"})),
             transform=from_json("transform", data.get("transform", {"kind": "identity"})),
             repair=tuple(from_json("repair", piece) for piece in data.get("repair", ())),
+            readers=tuple(readers),
         )
 
 
@@ -146,6 +160,7 @@ class Recipe:
             self.allocation.check(sites.layers)
         for rule in self.rules:
             for site in sites.of_kind(rule.site):
+                site = sites.narrowed(site, rule.readers) if rule.readers else site
                 density = None if self.allocation is None else self.allocation.density(site)
                 yield (rule if density is None else rule.with_density(density)), site
 
@@ -177,12 +192,14 @@ class Recipe:
         """
         column: dict[str, float] = {}
         row: dict[str, float] = {}
+        added = 0
         for rule, site in self.placed(sites):
+            added += sum(piece.weights_read(site) for piece in rule.repair)
             density = rule.select.kept(site.width)
             column.update(dict.fromkeys(site.column_readers, density))
             row.update(dict.fromkeys(site.row_readers, density))
         left = sum(linear.weights * (1 - column.get(linear.name, 1) * rows_read(linear, row)) for linear in sites.linears)
-        return left / all_weights
+        return (left - added) / all_weights
 
     def to_json(self) -> dict[str, Any]:
         data = {

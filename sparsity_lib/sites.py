@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -101,6 +101,21 @@ class SiteMap:
     def kinds(self) -> tuple[str, ...]:
         """The kinds of sites that every block has."""
         return tuple(k for k in KINDS if all((i, k) in self.sites for i in range(self.layers)))
+
+    def narrowed(self, site: Site, roles: tuple[str, ...]) -> Site:
+        """The site with those of its column readers alone that have these roles: the others go on reading it dense.
+
+        Raises
+        ------
+        SparsityError
+            If no layer with such a role reads the site as its own matrix.
+        """
+        names = {linear.name: linear.role for linear in self.linears if linear.layer == site.layer}
+        found = {names[reader]: reader for reader in site.column_readers}
+        for role in roles:
+            if role not in found:
+                raise unknown(f"reader of site {site.name}", role, found)
+        return replace(site, column_readers=tuple(reader for role, reader in found.items() if role in roles))
 
     def of_kind(self, kind: str) -> list[Site]:
         """The sites of one kind, layer by layer.

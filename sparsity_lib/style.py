@@ -63,6 +63,7 @@ LOOKS: dict[str, Look] = {
     "griffin": Look("GRIFFIN", OLIVE, ">", _DASH),
     "gaussian": Look("Gaussian top-k", OLIVE, "d", _DOT),
     "nm": Look("N:M activations", PURPLE, "*", _DASH),
+    "unstructured": Look("unstructured activations", PURPLE, "o", _DOT),
     "wanda": Look("Wanda weights", GRAY, "X", _LONG),
     "cwic": Look("CWIC", BLUE, "*", _MIX),
 }

@@ -56,6 +56,8 @@ def choice_of(rule: Rule, tensors: Mapping[str, Tensor], width: int) -> Choice:
     SparsityError
         If a part has no compiled counterpart (the oracle, a repair).
     """
+    if rule.readers:
+        raise SparsityError(f"The decoder drops inputs for all readers of site {rule.site}. Fix: install(model, plan).")
     scales = {"magnitude": None, "saliency": "saliency", "column_norm": "norm"}
     known = ("identity", "rotate", "shift")
     if rule.transform.kind not in known or rule.repair or rule.score.kind not in scales:

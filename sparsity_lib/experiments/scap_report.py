@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from sparsity_lib import results
+from sparsity_lib.assets.smallnets import SMALL
 from sparsity_lib.bench.timing import by_length
 from sparsity_lib.evaluate.benchmarks import BenchmarkResult
 from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
 from sparsity_lib.evaluate.quality import Quality
 from sparsity_lib.experiments.claws_report import cell, label, perplexity, points, short
+from sparsity_lib.experiments.common import MODELS
 from sparsity_lib.experiments.scap_common import ffn_target
 from sparsity_lib.experiments.scap_slips import FASTER, Speed, printed_speed
 from sparsity_lib.pareto import front, front_gap, sparsity_gain
@@ -21,11 +24,23 @@ from sparsity_lib.report import Number
 from sparsity_lib.verdicts import Verdict, effect
 
 Point = Mapping[str, Any]
+#: Models and networks as the book names them, one after the other.
+ORDER = (MODELS[0], "smollm2 int8", *MODELS[1:], "minilm-l6", *SMALL)
 
 
 def arranged(data: Mapping[str, Any], first: Sequence[str]) -> dict[str, Any]:
     """The same entries, those named in `first` in that order and before the others: kept results are sorted by name."""
     return {name: data[name] for name in (*(n for n in first if n in data), *(n for n in data if n not in first))}
+
+
+def stored(name: str) -> results.Result:
+    """A kept result with models and networks in the order of the book, at every depth."""
+    found = results.load(name)
+    return found._replace(data=_in_order(found.data))
+
+
+def _in_order(value: Any) -> Any:
+    return {k: _in_order(v) for k, v in arranged(value, ORDER).items()} if isinstance(value, dict) else value
 
 
 def of_method(found: Mapping[str, Any], method: str) -> list[Point]:

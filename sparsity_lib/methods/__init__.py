@@ -4,6 +4,8 @@ from sparsity_lib.methods.baselines import gate_topk, inputs_topk, oracle, rando
 from sparsity_lib.methods.cats import cats
 from sparsity_lib.methods.claws import VARIANTS, claws
 from sparsity_lib.methods.larosa import larosa
+from sparsity_lib.methods.nm import nm, nm_density, unstructured
+from sparsity_lib.methods.rsparse import rsparse
 from sparsity_lib.methods.scap import scap, scap_centered, scap_for
 from sparsity_lib.methods.teal import teal, teal_greedy, threshold_gap
 from sparsity_lib.methods.wina import wina
@@ -17,6 +19,8 @@ METHODS = {
     "gate_topk": gate_topk,
     "oracle": oracle,
     "random": random,
+    "nm": nm_density,
+    "rsparse": rsparse,
     "scap": scap,
     "scap_centered": scap_centered,
     "teal": teal,
@@ -24,6 +28,6 @@ METHODS = {
 }
 
 __all__ = [
-    "METHODS", "VARIANTS", "cats", "claws", "gate_topk", "inputs_topk", "larosa", "oracle", "random", "scap", "scap_centered",
-    "scap_for", "teal", "teal_greedy", "threshold_gap", "wina",
+    "METHODS", "VARIANTS", "cats", "claws", "gate_topk", "inputs_topk", "larosa", "nm", "nm_density", "oracle", "random",
+    "rsparse", "scap", "scap_centered", "scap_for", "teal", "teal_greedy", "threshold_gap", "unstructured", "wina",
 ]

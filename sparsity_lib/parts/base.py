@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sparsity_lib.errors import SparsityError, refuse, unknown
+from sparsity_lib.sites import GATE
 
 if TYPE_CHECKING:
     from sparsity_lib.collectors import Collector
@@ -33,6 +34,8 @@ class Part:
     role: ClassVar[str]
     #: Kinds of sites the part makes sense at; empty means any.
     only_sites: ClassVar[frozenset[str]] = frozenset()
+    #: Whether its tensors hold only for the selection they were fitted with.
+    follows_mask: ClassVar[bool] = False
 
     def check(self, site: Site) -> None:
         """Raise SparsityError where the part cannot work at `site` (say, N:M on a width not divisible by M)."""
@@ -49,6 +52,10 @@ class Part:
         """Turn the streamed statistic into the tensors announced by `shapes`."""
         return {}
 
+    def trained(self, site: Site) -> tuple[str, ...]:
+        """Names of those tensors that training may go on to change (`train.repairs`); `fit` gives where it starts."""
+        return ()
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: {"kind": ..., field: value, ...}."""
         return {"kind": self.kind, **dataclasses.asdict(self)}
@@ -62,6 +69,13 @@ class Transform(Part):
     """x -> z and back. z is where scores are taken and entries are dropped."""
 
     role = "transform"
+
+    def of_token(self, x: Tensor, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """`tensors`, joined by what the transform takes from each token x itself (say, its median).
+
+        The other methods are given the result; what is fitted alone is enough for transforms that look at no token.
+        """
+        return tensors
 
     def forward(self, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         return x
@@ -95,6 +109,8 @@ class Select(Part):
     only_scores: ClassVar[frozenset[str]] = frozenset()
     #: Whether it is fitted to z itself and not to scores.
     reads_values: ClassVar[bool] = False
+    #: Whether nothing it was fitted to depends on its density, so that a plan can be used at another.
+    any_density: ClassVar[bool] = False
 
     def __call__(self, scores: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         raise NotImplementedError
@@ -109,12 +125,34 @@ class Select(Part):
 
 
 class Repair(Part):
-    """(kept z, original z, mask) -> z that makes up for what was dropped."""
+    """(kept z, original z, mask) -> z that makes up for what was dropped; or, after the layers, y -> y."""
 
     role = "repair"
+    #: Whether it changes what the layers that read the site put out (`output`), and not z (`__call__`).
+    on_outputs: ClassVar[bool] = False
+    #: Whether its collector is shown what is dropped, x - x' [..., width], and not z.
+    reads_dropped: ClassVar[bool] = False
+
+    def check(self, site: Site) -> None:
+        if self.on_outputs and (site.kind == GATE or site.experts):
+            where = "an expert site" if site.experts else "the gate, which no layer reads as it is"
+            raise refuse(f"repair at {where}", self.kind, "a repair of z", "leave it out, or use another site")
 
     def __call__(self, kept: Tensor, z: Tensor, mask: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         raise NotImplementedError
+
+    def output(
+        self, y: Tensor, dropped: Tensor, bias: Tensor | None, reader: int, tensors: Mapping[str, Tensor]
+    ) -> Tensor:
+        """What takes the place of y [..., out], which layer number `reader` of the site made of x' = x - dropped.
+
+        `bias` [out] is the layer's own, contained in y.
+        """
+        raise NotImplementedError
+
+    def weights_read(self, site: Site) -> int:
+        """Weights read per token on top of the layers' own."""
+        return 0
 
 
 def part(kind: str):

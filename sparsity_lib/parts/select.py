@@ -96,6 +96,8 @@ class TopK(Select):
     on the machine's sort.
     """
 
+    any_density: ClassVar[bool] = True
+
     density: float
 
     def __post_init__(self) -> None:
@@ -124,7 +126,7 @@ def exact_topk(scores: Tensor, k: int) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     if k == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    bound = _kth_largest(scores, k)
+    bound = kth_largest(scores, k)
     mask = ~(scores < bound)  # not "scores >= bound": a NaN must stay in
     if bound.isnan().any():
         mask = torch.where(bound.isnan(), scores.isnan(), mask)
@@ -148,7 +150,7 @@ def _ties_too_many(scores: Tensor, bound: Tensor, surplus: Tensor) -> Tensor:
     return out
 
 
-def _kth_largest(scores: Tensor, k: int) -> Tensor:
+def kth_largest(scores: Tensor, k: int) -> Tensor:
     """The k-th largest of the last axis, [..., 1]; NaN counts as larger than any number."""
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
         # NumPy's vectorised quickselect takes a tenth of the time of torch.topk here
