@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -16,6 +17,9 @@ from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
 from sparsity_lib.install import installed, installed_on
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import bar
+
+#: Changes a model for as long as its context lasts.
+Change = Callable[[], AbstractContextManager]
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def difference(a: Quality, b: Quality, what: str = "kl") -> Interval:
 
 
 def evaluate(
-    model: nn.Module, plans: Mapping[str, Plan | None], ids: Tensor, *, batch_size: int = 1, every: int = 1
+    model: nn.Module, plans: Mapping[str, Plan | Change | None], ids: Tensor, *, batch_size: int = 1, every: int = 1
 ) -> dict[str, Quality]:
     """Perplexity and divergence of several plans on one dense model and one text.
 
@@ -73,7 +77,8 @@ def evaluate(
     model
         Dense; each plan is installed in turn and removed again.
     plans
-        name -> plan; None is the dense model. "dense" is added if it is missing.
+        name -> plan; None is the dense model. "dense" is added if it is missing. What is no plan (pruned weights, say) is a
+        function that returns a context, inside which `model` is changed below its head.
     ids
         Token ids [sequences, tokens].
     every
@@ -125,7 +130,7 @@ def _check(dense: nn.Module, ids: Tensor) -> None:
 @torch.no_grad()
 def _hidden(model, plan, ids, places, batch_size, progress) -> Tensor:
     device, found = next(model.parameters()).device, []
-    with installed(model, plan):
+    with plan() if callable(plan) else installed(model, plan):
         for batch in ids.split(batch_size):
             found.append(lm.hidden_states(model, batch.to(device))[:, places])
             progress.update(1)

@@ -1,0 +1,209 @@
+"""Rows and points of the N:M chapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsity_lib.evaluate.bench_result import BenchmarkResult
+from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval, resample
+from sparsity_lib.evaluate.quality import Quality, difference
+from sparsity_lib.experiments.claws_report import cell, perplexity, points, short
+from sparsity_lib.experiments.nm_common import PATTERNS, UNSTRUCTURED
+from sparsity_lib.nm_facts import metadata_bits
+from sparsity_lib.parts.nm import pattern_of
+from sparsity_lib.report import Number
+
+EVERY = (*PATTERNS, UNSTRUCTURED)
+#: Words of a point's options.
+WORDS = {
+    "act": "|x|", "clact": "CLACT", "amber": "Amber", "wina": "|x| times column norm", "gradient": "|x| times gradient",
+    "spts": "S-PTS", "dpts": "D-PTS", "lpts": "L-PTS", "var": "VAR", "ls": "LS", "low_rank": "low rank",
+    "magnitude": "magnitude", "wanda": "Wanda",
+}
+
+
+#: Repairs that need no training, and the two that do, as a claim of its own each.
+LIGHT = ({"transform": "spts"}, {"transform": "dpts"}, {"repair": ["var"]}, {"transform": "lpts"}, {"repair": ["ls"]})
+
+
+def by_score(data: Mapping[str, Any], scores: Sequence[str]) -> dict[str, dict[str, list[tuple[str, Interval]]]]:
+    """model -> score -> [(pattern, KL)]: what `figures.nm.patterns` draws."""
+    return {model: {score: [(p, quality(one(data, model, p, score=score)).divergence()) for p in EVERY] for score in scores}
+            for model in data}
+
+
+def beside_weights(data: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[str, Interval]]]]:
+    """model -> method -> [(pattern, KL)]: what `figures.nm.against_weights` draws."""
+    found = {}
+    for model in data:
+        own = [(p, quality(one(data, model, p)).divergence()) for p in EVERY]
+        weights = {score: [(p, quality(one(data, model, p, on="weights", score=score)).divergence()) for p in EVERY]
+                   for score in ("wanda", "magnitude")}
+        found[model] = {"nm": own, **weights}
+    return found
+
+
+def trade_points(data: Mapping[str, Any]) -> dict[str, list[tuple[str, float, Interval]]]:
+    """model -> [(pattern, bits of metadata an element, KL by |x|)]."""
+    return {model: [(p, metadata_bits(*pattern_of(p)), quality(one(data, model, p)).divergence()) for p in PATTERNS]
+            for model in data}
+
+
+def solved(results: Mapping[str, Any], task: str) -> float:
+    """A stored score."""
+    return BenchmarkResult.from_dict(results[task]).score(task).mean
+
+
+def all_points(data: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
+    """Every point of a model, whatever its group."""
+    return [p for found in data[model]["groups"].values() for p in found]
+
+
+def one(data: Mapping[str, Any], model: str, pattern: str, on: str = "activations", **options: Any) -> Mapping[str, Any]:
+    """The point with just these options; |x| is the score of activations where none is named."""
+    if on == "activations":
+        options.setdefault("score", "act")
+    for point in all_points(data, model):
+        own = {k: v for k, v in point.items() if k in ("score", "transform", "repair", "sites", "dense")}
+        if on == "activations":
+            own.setdefault("score", "act")
+        if (point["on"], point["pattern"], own) == (on, pattern, options):
+            return point
+    raise KeyError((model, pattern, on, options))
+
+
+def quality(point: Mapping[str, Any]) -> Quality:
+    """The stored sums of a point."""
+    return Quality.from_json(point["quality"])
+
+
+def named(point: Mapping[str, Any]) -> str:
+    """What is done beside the pattern."""
+    words = [point[key] for key in ("score", "transform") if key in point and (key != "score" or point["score"] != "act")]
+    return " + ".join(WORDS[word] for word in [*words, *point.get("repair", ())]) or "nothing"
+
+
+def score_rows(data: Mapping[str, Any], scores: Sequence[str]) -> list[list[Any]]:
+    """Model, pattern, weights skipped (%), perplexity by |x|, and KL by each score."""
+    rows = []
+    for model in data:
+        for pattern in EVERY:
+            plain = one(data, model, pattern)
+            kls = [cell(quality(one(data, model, pattern, score=score)).divergence(), ".3f") for score in scores]
+            skipped = Number(100 * plain["shares"]["skipped"], ".1f")
+            rows.append([short(model), pattern, skipped, perplexity(quality(plain)), *kls])
+    return rows
+
+
+def repair_rows(data: Mapping[str, Any], pattern: str) -> list[list[Any]]:
+    """Model, what is added to plain |x|, KL, KL less plain's (paired), perplexity; from best to worst."""
+    rows = []
+    for model in data:
+        base = quality(one(data, model, pattern))
+        found = [p for p in all_points(data, model)
+                 if p["on"] == "activations" and p["pattern"] == pattern and not {"sites", "dense"} & p.keys()]
+        for point in sorted(found, key=lambda p: quality(p).divergence().value):
+            own = quality(point)
+            gap = None if named(point) == "nothing" else cell(difference(own, base), "+z.3f", atol=0.003)
+            rows.append([short(model), named(point), cell(own.divergence(), ".3f"), gap, perplexity(own)])
+    return rows
+
+
+def weight_rows(data: Mapping[str, Any]) -> list[list[Any]]:
+    """Model, pattern; KL of activations by |x|, of weights by Wanda and by magnitude; Wanda's over the activations' (paired)."""
+    rows = []
+    for model in data:
+        for pattern in EVERY:
+            own = quality(one(data, model, pattern))
+            others = [quality(one(data, model, pattern, on="weights", score=score)) for score in ("wanda", "magnitude")]
+            ratio = cell(ratio_interval(others[0].kl, own.kl), ".2f")
+            rows.append([short(model), pattern, *(cell(q.divergence(), ".3f") for q in (own, *others)), ratio])
+    return rows
+
+
+def site_rows(data: Mapping[str, Any]) -> list[list[Any]]:
+    """Model, what is pruned, weights skipped (%), KL, KL per percent of all weights skipped."""
+    rows = []
+    for model in data:
+        found = [p for p in all_points(data, model) if {"sites", "dense"} & p.keys()]
+        for point in found:
+            what = f"{point['sites'][0]} alone" if "sites" in point else f"all but those that read {point['dense'][0]}"
+            kl, skipped = quality(point).divergence(), 100 * point["shares"]["skipped"]
+            each = cell(Interval(*(v / skipped for v in (kl.value, kl.low, kl.high))), ".4f")
+            rows.append([short(model), what, Number(skipped, ".1f"), cell(kl, ".3f"), each])
+    return rows
+
+
+def drops(data: Mapping[str, Any], model: str, coarse: str, fine: str) -> Interval:
+    """KL at the coarse pattern over KL at the fine one, paired over sequences."""
+    return ratio_interval(*(quality(one(data, model, p)).kl for p in (coarse, fine)))
+
+
+def relative_drop(
+    found: Sequence[Mapping[str, Any]], place: int, task: str, only: Callable[[str], bool] = lambda task: True
+) -> np.ndarray:
+    """1 - score / dense score of a point, the estimate first and then its resamples, paired over documents."""
+    dense, own = (BenchmarkResult.from_dict(found[i]["ranked"][task]) for i in (0, place))
+    total = np.zeros(1 + len(resample(2)))
+    base = np.zeros_like(total)
+    members = [name for name in dense.tasks if only(name)]
+    for number, member in enumerate(members):
+        metric = next(iter(dense.tasks[member].values))
+        a, b = (np.asarray(r.tasks[member].values[metric]) for r in (own, dense))
+        drawn = resample(len(a), seed=number)
+        total += np.concatenate([[a.mean()], a[drawn].mean(1)]) / len(members)
+        base += np.concatenate([[b.mean()], b[drawn].mean(1)]) / len(members)
+    return 1 - total / np.maximum(base, 1e-12)
+
+
+def spread(drawn: np.ndarray) -> Interval:
+    """The first entry with the 95% range of the others."""
+    low, high = np.quantile(drawn[1:], [0.025, 0.975])
+    return Interval(float(drawn[0]), float(min(low, drawn[0])), float(max(high, drawn[0])))
+
+
+def place_of(found: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any] | None) -> int:
+    """Where a point is in the stored list."""
+    return next(i for i, each in enumerate(found) if each["point"] == wanted)
+
+
+def task_name(point: Mapping[str, Any] | None) -> str:
+    """A point of the tasks in words."""
+    if point is None:
+        return "dense"
+    if point["on"] == "weights":
+        return f"weights {point['pattern']}, {WORDS[point['score']]}"
+    extra = named(point)
+    return f"activations {point['pattern']}" + ("" if extra == "nothing" else f", {extra}")
+
+
+def task_rows(data: Mapping[str, Any], group: str) -> list[list[Any]]:
+    """Model, what is pruned; mean of the ranked tasks (%), relative drop (%), LAMBADA and TriviaQA (%) with their difference to
+    the dense model in points."""
+    rows = []
+    for model, points_of in data.items():
+        dense = {task: BenchmarkResult.from_dict(r) for task, r in points_of[0]["written"].items()}
+        for place, found in enumerate(points_of):
+            mean = BenchmarkResult.from_dict(found["ranked"][group]).score(group).mean
+            lost = spread(100 * relative_drop(points_of, place, group))
+            row = [short(model), task_name(found["point"]), Number(100 * mean, ".1f")]
+            row.append(None if place == 0 else cell(lost, ".1f", atol=0.3))
+            for task in ("lambada_openai", "triviaqa"):
+                own = BenchmarkResult.from_dict(found["written"][task])
+                gap = None if place == 0 else points(own, dense[task], task)
+                row += [Number(100 * own.score(task).mean, ".1f"), gap]
+            rows.append(row)
+    return rows
+
+
+def energy_rows(data: Mapping[str, Any], laws: Mapping[str, Mapping[str, float]]) -> list[list[Any]]:
+    """Model and site; share of the square norm kept by each pattern, median over layers (%), then the laws' own rows."""
+    rows = [[law, "in theory", *(Number(100 * kept[p], ".1f") for p in EVERY), None] for law, kept in laws.items()]
+    for model, sites in data.items():
+        for site, found in sites.items():
+            shares = [Number(100 * float(np.median(found[p])), ".1f", atol=0.5) for p in EVERY]
+            rows.append([short(model), site, *shares, Number(float(np.median(found["kurtosis"])), ".0f")])
+    return rows

@@ -1,0 +1,67 @@
+"""Tasks under N:M pruning of activations and of weights: seven that rank answers, and three in which the model writes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from sparsity_lib.evaluate.benchmarks import BenchmarkResult, run_benchmarks
+from sparsity_lib.experiments import common
+from sparsity_lib.experiments.nm_common import DTYPE, PATTERNS, UNSTRUCTURED, Bench, point
+from sparsity_lib.experiments.scap_grid import TEXT
+
+RANKED = "scap7"
+#: Task -> documents, examples in the prompt.
+WRITTEN = {"lambada_openai": (500, 0), "triviaqa": (200, 5)}
+#: Tried on the dense model, and on the others where that gets at least `LEAST` right: what it cannot do, pruning cannot break.
+HARD, LEAST = {"gsm8k": (48, 5)}, 0.1
+LIMIT = 100
+POINTS: tuple[dict[str, Any] | None, ...] = (
+    None, *(point(pattern) for pattern in (*PATTERNS, UNSTRUCTURED)), point("8:16", repair=["var"]),
+    point("8:16", transform="dpts", repair=["var"]),
+    *(point(pattern, on="weights", score="wanda") for pattern in ("2:4", "8:16", UNSTRUCTURED)),
+    *(point(pattern, on="weights", score="magnitude") for pattern in ("2:4", "8:16", UNSTRUCTURED)),
+)
+
+
+def run(checkpoint) -> tuple[Any, dict, list[int]]:
+    """One item a model, point and kind of task; None is the dense model."""
+    data: dict[str, Any] = {}
+    for name in common.MODELS:
+        loaded: list[Bench] = []
+        data[name] = []
+        for each in POINTS:
+            item = partial(_item, checkpoint, loaded, name, each)
+            found = {"ranked": item({RANKED: (LIMIT, 0)}), "written": item(WRITTEN)}
+            if each is None or score(data[name][0]["hard"], "gsm8k") >= LEAST:
+                found["hard"] = item(HARD)
+            data[name].append({"point": each, **found})
+            print(f"{name} {each} done", flush=True)
+    return data, {"points": POINTS, "ranked": RANKED, "limit": LIMIT, "written": WRITTEN, "hard": HARD, "least": LEAST,
+                  "dtype": DTYPE, "calibration": common.CALIBRATION}, [0]
+
+
+def score(result: dict[str, Any], task: str) -> float:
+    """A stored result's score."""
+    return BenchmarkResult.from_dict(result[task]).score(task).mean
+
+
+def _item(checkpoint, loaded: list[Bench], name: str, each: dict | None, tasks: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    params = {"model": name, "point": each, "tasks": tasks, "dtype": DTYPE, "calibration": common.CALIBRATION}
+    return checkpoint.item(params, partial(_score, loaded, params))
+
+
+def _score(loaded: list[Bench], params: dict) -> dict[str, Any]:
+    if not loaded:
+        loaded.append(Bench(params["model"], TEXT))
+    bench, each = loaded[0], params["point"]
+
+    def all_tasks() -> dict[str, Any]:
+        return {task: run_benchmarks(bench.model, bench.tokenizer, task, limit=limit, num_fewshot=shots or None).to_dict()
+                for task, (limit, shots) in params["tasks"].items()}
+
+    if each is None:
+        return all_tasks()
+    (change,) = bench.changes([each])
+    with bench.within(change):
+        return all_tasks()

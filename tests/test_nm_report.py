@@ -1,0 +1,129 @@
+"""Rows and verdicts of the N:M chapter on made-up numbers whose answers are known."""
+
+import numpy as np
+import pytest
+import torch
+from core_tiny import tiny
+
+from sparsity_lib.errors import SparsityError
+from sparsity_lib.evaluate.benchmarks import BenchmarkResult, TaskResult
+from sparsity_lib.experiments import nm_common, nm_energy, nm_quality, nm_report, nm_verdicts
+from sparsity_lib.experiments.nm_common import point
+from sparsity_lib.parts.nm import NofM
+from sparsity_lib.parts.select import TopK
+
+SEQUENCES = 6
+KL = {"2:4": 0.54, "4:8": 0.4, "8:16": 0.27, "16:32": 0.2, "50%": 0.18, "30%": 0.9}
+
+
+def quality(kl):
+    grown = [kl * 10 * (1 + 0.02 * i) for i in range(SEQUENCES)]
+    return {"nll": [30 + k for k in grown], "kl": grown, "agree": [5.0] * SEQUENCES, "tokens": [10] * SEQUENCES}
+
+
+def made(p):
+    """KL by pattern, twice that for weights, a fifth less with VAR."""
+    factor = (2 if p["on"] == "weights" else 1) * (0.8 if p.get("repair") == ["var"] else 1)
+    return {**p, "quality": quality(KL[p["pattern"]] * factor), "shares": {"skipped": 0.25}}
+
+
+DATA = {"smollm2-135m-instruct": {"groups": {name: [made(p) for p in each] for name, each in nm_quality.groups().items()},
+                                  "dense": quality(0.0)}}
+MODEL = "smollm2-135m-instruct"
+
+
+def test_every_point_is_buildable_and_named_once():
+    points = [p for each in nm_quality.groups().values() for p in each]
+    assert len({str(p) for p in points}) == len(points)
+    for p in points:
+        if p["on"] == "activations":
+            assert nm_common.recipe_of(p).rules
+        else:
+            assert nm_common.pruning_of(p).score == p["score"]
+    assert nm_common.recipe_of(point("4:8", sites=["v"])).rules[0].readers == ("v",)
+    assert isinstance(nm_common.recipe_of(point("50%")).rules[0].select, TopK)
+    assert nm_common.pruning_of(point("2:4", on="weights", score="wanda")).select == NofM(2, 4)
+    assert nm_common.density("8:16") == 0.5 and nm_common.density("30%") == 0.3
+    assert [nm_common.learned(p) for p in (point("2:4", transform="lpts"), point("2:4", repair=["var", "ls"]), point("2:4"))] == [
+        True, True, False]
+    with pytest.raises(SparsityError, match="activations"):
+        nm_common.recipe_of(point("2:4", on="weights", score="wanda"))
+    with pytest.raises(SparsityError, match="on"):
+        point("2:4", on="head")
+
+
+def test_points_are_found_by_what_they_do():
+    assert nm_report.one(DATA, MODEL, "8:16")["quality"] == quality(0.27)
+    assert nm_report.one(DATA, MODEL, "8:16", repair=["var"])["quality"] == quality(0.27 * 0.8)
+    assert nm_report.one(DATA, MODEL, "8:16", on="weights", score="wanda")["quality"] == quality(0.54)
+    with pytest.raises(KeyError):
+        nm_report.one(DATA, MODEL, "8:16", repair=["none"])
+
+
+def test_ratios_and_verdicts_are_those_of_the_numbers():
+    assert nm_report.drops(DATA, MODEL, "2:4", "16:32").value == pytest.approx(2.7)
+    outcome = {fine: nm_verdicts.verdict_ratio(DATA, MODEL, fine, size).outcome for fine, size in (("16:32", 2.7), ("4:8", 2.0))}
+    assert outcome == {"16:32": "reproduced", "4:8": "direction only"}
+    assert nm_verdicts.verdict_weights(DATA, MODEL).number == pytest.approx(2.0)
+    repaired = nm_verdicts.verdict_repair(DATA, MODEL, repair=["var"])
+    assert repaired.number == pytest.approx(-20) and repaired.outcome == "reproduced"
+    assert nm_verdicts.verdict_repair(DATA, MODEL, transform="spts").outcome == "not reproduced"
+    parity = nm_verdicts.verdict_parity(DATA, MODEL)  # 0.02 nats a token apart at 1% allowed
+    assert parity.number == pytest.approx(-100 * 0.02 * np.mean([1 + 0.02 * i for i in range(SEQUENCES)]))
+    assert parity.outcome == "not reproduced"
+
+
+def test_rows_have_a_cell_for_each_column():
+    assert {len(r) for r in nm_report.score_rows(DATA, nm_quality.SCORES)} == {4 + len(nm_quality.SCORES)}
+    rows = nm_report.repair_rows(DATA, "8:16")
+    assert [r[2].value for r in rows] == sorted(r[2].value for r in rows)
+    assert sum(r[1] == "nothing" for r in rows) == 1 and {"VAR", "D-PTS + VAR", "Amber"} <= {r[1] for r in rows}
+    weights = nm_report.weight_rows(DATA)
+    assert {len(r) for r in weights} == {6} and all(r[5].value == pytest.approx(2) for r in weights)
+    sites = nm_report.site_rows(DATA)
+    assert len(sites) == 7 + 4 and sites[0][4].value == pytest.approx(sites[0][3].value / 25)
+
+
+def task(name, right):
+    values = {"acc": tuple(map(float, right))}
+    return TaskResult(name, "test", 0, len(right), {"acc": float(np.mean(right))}, {"acc": 0.1}, tuple(range(len(right))), values)
+
+
+def stored(*rights):
+    """One result for each list of outcomes of ARC-Challenge and of BoolQ."""
+    results = []
+    for arc, boolq in rights:
+        tasks = {"arc_challenge": task("arc_challenge", arc), "boolq": task("boolq", boolq)}
+        results.append({"scap7": BenchmarkResult(tasks, None, 0, "prefix", 1.0, "0").to_dict()})
+    return results
+
+
+def test_a_relative_drop_has_the_dense_score_as_its_denominator():
+    dense, half = ([1] * 8 + [0] * 2, [1] * 6 + [0] * 4), ([1] * 4 + [0] * 6, [1] * 6 + [0] * 4)
+    found = [{"ranked": r} for r in stored(dense, half)]
+    drawn = nm_report.relative_drop(found, 1, "scap7")
+    assert drawn[0] == pytest.approx(1 - 5 / 7) and len(drawn) == 2001
+    only = nm_report.relative_drop(found, 1, "scap7", only=lambda name: name == "boolq")
+    assert only[0] == 0 and abs(only).max() == 0
+    interval = nm_report.spread(drawn)
+    assert interval.low < interval.value < interval.high
+
+
+def test_energy_kept_by_a_pattern():
+    x = torch.tensor([[3.0, -4.0, 1.0, 2.0, 0.0, 1.0, 1.0, 0.0]])
+    assert nm_energy.retained(x, "2:4") == pytest.approx((9 + 16 + 1 + 1) / 32)
+    assert nm_energy.retained(x, "50%") == pytest.approx((9 + 16 + 4 + 1) / 32)
+    gaussian = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    assert nm_energy.kurtosis(gaussian) == pytest.approx(3, abs=0.1)
+
+
+def test_pruned_weights_are_evaluated_and_given_back():
+    from sparsity_lib.evaluate.quality import evaluate
+    from sparsity_lib.weights import WeightPruning, pruned_weights
+
+    model = tiny("llama")
+    before = model.model.layers[0].mlp.up_proj.weight.clone()
+    ids = torch.randint(0, model.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))
+    found = evaluate(model, {"half": lambda: pruned_weights(model, WeightPruning(NofM(2, 4), "magnitude"))}, ids)
+    assert min(found["half"].kl) > 0 == max(found["dense"].kl)
+    assert torch.equal(before, model.model.layers[0].mlp.up_proj.weight)
