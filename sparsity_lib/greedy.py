@@ -21,7 +21,7 @@ from sparsity_lib.attach import attach
 from sparsity_lib.blocks import Blocks
 from sparsity_lib.checks import fraction
 from sparsity_lib.collectors import Collector
-from sparsity_lib.errors import SparsityError, refuse
+from sparsity_lib.errors import SparsityError, refuse, unknown
 from sparsity_lib.fit import calibration_stream, fit_many
 from sparsity_lib.fitting import Fitting, collect, fit_step
 from sparsity_lib.install import installed_on
@@ -31,6 +31,12 @@ from sparsity_lib.recipe import Recipe
 from sparsity_lib.sites import GATE, KINDS, Site, SiteMap, find_sites
 from sparsity_lib.sparsifier import Sparsifier
 
+#: How far a block's output Y [tokens, outputs] is from the dense block's: what a step is judged by.
+ERRORS = {
+    "all": "L2 norm of all entries (the paper's)",
+    "outputs": "L2 norm over tokens, mean over outputs (the released code's)",
+    "tokens": "L2 norm over outputs by that of the dense output, mean over tokens: every token counts the same",
+}
 #: Text if nothing else is said: 4 sequences of 256 tokens. A block is run some fifty times on all of it.
 TOKENS, LENGTH = 1024, 256
 
@@ -48,10 +54,10 @@ class Path:
     levels
         [layers, steps + 1, groups]: sparsity of every site after each step, from 0; NaN after a block's last step.
     errors
-        [layers, steps, groups]: what the block's output would move by (L2 norm over all calibration tokens) if this step
-        were the group's; the smallest was taken. NaN where the group had nothing left to give.
+        [layers, steps, groups]: what the block's output would move by (see `ERRORS`) if this step were the group's; the
+        smallest was taken. NaN where the group had nothing left to give.
     described
-        Step, highest level and text; plain data.
+        Step, highest level, kind of error and text; plain data.
     """
 
     recipe: Recipe
@@ -136,8 +142,8 @@ class Path:
 
 def greedy(
     recipe: Recipe, model: nn.Module, tokenizer=None, *, target: float = 0.6, step: float = 0.05, highest: float = 0.95,
-    ids: Tensor | None = None, batches=None, tokens: int = TOKENS, length: int = LENGTH, source: str | None = None, seed: int = 0,
-    batch_size: int = 4,
+    error: str = "all", ids: Tensor | None = None, batches=None, tokens: int = TOKENS, length: int = LENGTH,
+    source: str | None = None, seed: int = 0, batch_size: int = 4,
 ) -> Path:
     """Allocate `recipe`'s sparsity within each block of `model`, up to `target`.
 
@@ -151,6 +157,8 @@ def greedy(
         What one step adds to that average: a group holding a share w of the block's weights is raised by step / w.
     highest
         Sparsity that no site exceeds; the last step of a group is cut there.
+    error
+        A name of `ERRORS`. A first token whose hidden state is many times as large as the others' rules "all".
     ids, batches, tokens, length, source, seed, batch_size
         Calibration text, as for `fit_many`.
 
@@ -162,6 +170,8 @@ def greedy(
     fraction("target", target, one=False)
     fraction("step", step, one=False)
     fraction("highest", highest, one=False)
+    if not isinstance(error, str) or error not in ERRORS:
+        raise unknown("error", error, ERRORS)
     if target > highest:
         raise refuse("target", target, f"at most highest = {highest}, which no site exceeds")
     if installed_on(model) is not None:
@@ -178,14 +188,32 @@ def greedy(
     found = []
     with Blocks(model, stream, sites) as blocks:
         for layer in track(range(sites.layers), desc="allocating blocks", unit="block"):
-            found.append(_Search(blocks, [j for j in jobs if j.site.layer == layer], recipe, sites, step, highest).run(target))
+            own = [job for job in jobs if job.site.layer == layer]
+            found.append(_Search(blocks, own, recipe, sites, step, highest, error).run(target))
             if layer + 1 < sites.layers:
                 blocks.advance()
     recipe = dataclasses.replace(recipe, method=f"{recipe.method}_greedy")
     shares = torch.tensor([shares for shares, _, _ in found], dtype=torch.float64)
     levels, errors = (torch.nn.utils.rnn.pad_sequence([torch.tensor(one[i], dtype=torch.float64) for one in found],
                                                       batch_first=True, padding_value=math.nan) for i in (1, 2))
-    return Path(recipe, shares, levels, errors, {"step": step, "highest": highest, "text": text})
+    return Path(recipe, shares, levels, errors, {"step": step, "highest": highest, "error": error, "text": text})
+
+
+def output_error(found: Sequence[Tensor], dense: Sequence[Tensor], kind: str) -> float:
+    """The error of a name in `ERRORS`, over batches of outputs [..., tokens, outputs]."""
+    square: Any = 0.0
+    for own, base in zip(found, dense, strict=True):
+        apart = (own - base).double().square()
+        if kind == "all":
+            square += float(apart.sum())
+        elif kind == "outputs":
+            square = square + apart.flatten(0, -2).sum(0)
+        else:
+            size = base.double().square().sum(-1).clamp_min(1e-300)
+            square += float((apart.sum(-1) / size).sqrt().sum())
+    if kind == "tokens":
+        return square / sum(base[..., 0].numel() for base in dense)
+    return math.sqrt(square) if kind == "all" else float(square.sqrt().mean())
 
 
 def weight_shares(sites: SiteMap, layer: int, kinds: Sequence[str]) -> list[float]:
@@ -200,9 +228,9 @@ class _Search:
     """The greedy loop in one block."""
 
     def __init__(
-        self, blocks: Blocks, jobs: list[Fitting], recipe: Recipe, sites: SiteMap, step: float, highest: float
+        self, blocks: Blocks, jobs: list[Fitting], recipe: Recipe, sites: SiteMap, step: float, highest: float, error: str
     ) -> None:
-        self.blocks, self.step, self.highest = blocks, step, highest
+        self.blocks, self.step, self.highest, self.error = blocks, step, highest, error
         kinds = [rule.site for rule in recipe.rules]
         self.shares = weight_shares(sites, blocks.layer, kinds)
         self.dense = blocks.outputs()
@@ -239,10 +267,9 @@ class _Search:
         if group is None or level >= self.highest - 1e-9:
             return math.nan
         group.set(self._next(number, level))
-        square = sum(float((out - dense).double().square().sum())
-                     for out, dense in zip(self.blocks.outputs(), self.dense, strict=True))
+        error = output_error(self.blocks.outputs(), self.dense, self.error)
         group.set(level)
-        return math.sqrt(square)
+        return error
 
 
 class _Group:

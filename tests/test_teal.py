@@ -25,7 +25,7 @@ from sparsity_lib import (
 )
 from sparsity_lib.allocation import Allocation
 from sparsity_lib.decode import Decoder
-from sparsity_lib.greedy import Path, greedy, weight_shares
+from sparsity_lib.greedy import ERRORS, Path, greedy, output_error, weight_shares
 from sparsity_lib.install import installed_on
 from sparsity_lib.ops import library
 from sparsity_lib.parts.scores import ColumnNorm, Magnitude
@@ -134,7 +134,7 @@ def test_wina_ranks_by_the_value_times_its_columns_norm(model, select):
 
 
 @torch.no_grad()
-def slow_greedy(model, layer, target, step=0.05, highest=0.95):
+def slow_greedy(model, layer, target, step=0.05, highest=0.95, error="all"):
     """The paper's loop on whole forwards of the whole model: [(group raised, its error, levels after)]."""
     block, kinds = model.model.layers[layer], list(PLACES)
     size = {kind: sum(m.weight.numel() for m in modules(model, layer, kind)) for kind in kinds}
@@ -158,7 +158,11 @@ def slow_greedy(model, layer, target, step=0.05, highest=0.95):
         for kind in kinds:
             if levels[kind] < highest - 1e-9:
                 raised = {**levels, kind: min(levels[kind] + step / weight[kind], highest)}
-                costs[kind] = (float((output(raised) - dense).double().norm()), raised)
+                apart, base = ((y.double().flatten(0, -2)) for y in (output(raised) - dense, dense))
+                by_token = [a.norm() / b.norm() for a, b in zip(apart, base, strict=True)]
+                sizes = {"all": apart.norm(), "outputs": torch.stack([column.norm() for column in apart.T]).mean(),
+                         "tokens": torch.stack(by_token).mean()}
+                costs[kind] = (float(sizes[error]), raised)
         best = min(costs, key=lambda kind: costs[kind][0])
         levels = costs[best][1]
         taken.append((best, costs[best][0], levels))
@@ -173,6 +177,23 @@ def test_the_greedy_path_is_the_slow_loops(model, path):
             assert found == pytest.approx(levels), (layer, number)
             assert float(path.errors[layer, number, path.groups.index(kind)]) == pytest.approx(error, rel=0.02)
         assert path.levels.shape[1] > len(taken) and bool(path.levels[layer, len(taken) + 1 :].isnan().all())
+
+
+@pytest.mark.parametrize("error", ["outputs", "tokens"])
+def test_steps_can_be_judged_by_another_error(model, error):
+    found = recipes.teal_greedy(model, ids=IDS, target=0.3, batch_size=2, error=error)
+    assert found.described["error"] == error
+    for number, (kind, size, levels) in enumerate(slow_greedy(model, 1, 0.3, error=error)):
+        assert dict(zip(found.groups, found.levels[1, number + 1].tolist(), strict=True)) == pytest.approx(levels)
+        assert float(found.errors[1, number, found.groups.index(kind)]) == pytest.approx(size, rel=0.02)
+
+
+def test_a_single_large_token_rules_the_norm_of_all_and_no_other():
+    dense, one, many = torch.ones(1, 8, 4), torch.zeros(1, 8, 4), torch.zeros(1, 8, 4)
+    dense[0, 0] = 1000
+    one[0, 0], many[0, 1:] = 20, 0.5  # the first token is off by 2%, or all others by half
+    sizes = {kind: [output_error([dense + e], [dense], kind) for e in (one, many)] for kind in ERRORS}
+    assert sizes["all"][0] > 10 * sizes["all"][1] and sizes["tokens"][1] > 10 * sizes["tokens"][0]
 
 
 def test_a_block_does_not_see_what_was_decided_in_another(model, path):
@@ -344,6 +365,8 @@ def test_other_bad_arguments_are_refused(model, path):
             greedy(recipes.teal(), model, ids=IDS, **{name: bad})
     with pytest.raises(SparsityError, match="target = 0.6 .*highest = 0.5"):
         greedy(recipes.teal(), model, ids=IDS, highest=0.5)
+    with pytest.raises(SparsityError, match="error = 'l2' is unknown"):
+        greedy(recipes.teal(), model, ids=IDS, error="l2")
     for recipe in (recipes.cats(), allocated()):
         with pytest.raises(SparsityError, match="gate site, a repair or an allocation"):
             greedy(recipe, model, ids=IDS)

@@ -18,7 +18,7 @@ from sparsity_lib.plan import Plan
 
 #: Share of each block's weights that is left unread by design.
 TARGETS = (0.25, 0.4, 0.5, 0.6)
-WAYS = ("uniform", "greedy", "uniform, symmetric")
+WAYS = ("uniform", "greedy", "uniform, symmetric", "greedy, by token")
 DTYPE = "bfloat16"
 #: Text of the greedy search, which runs each block some hundred times on all of it.
 SEARCH = {"tokens": 1024, "length": 256}
@@ -32,8 +32,8 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
         for way in WAYS:
             params = {"model": name, "way": way, "targets": TARGETS, "text": TEXT, "every": EVERY[name], "dtype": DTYPE,
                       "calibration": common.CALIBRATION}
-            if way == "greedy":
-                params["search"] = SEARCH
+            if way.startswith("greedy"):
+                params["search"] = SEARCH if way == "greedy" else {**SEARCH, "error": "tokens"}
             data.setdefault(name, {})[way] = checkpoint.item(params, partial(_measure, loaded, params))
             print(f"{name} {way} done", flush=True)
     return data, {"ways": WAYS, "targets": TARGETS, "text": TEXT, "every": EVERY, "dtype": DTYPE, "search": SEARCH,
@@ -58,7 +58,7 @@ def _measure(loaded: dict, params: dict) -> dict:
 def _plans(loaded: dict, params: dict) -> tuple[list[Plan], dict[str, Any]]:
     """Plans at every target, and what is kept besides: the levels by layer, or how far both readings of t lie apart."""
     model, tokenizer, targets = loaded["fit"], loaded["tokenizer"], params["targets"]
-    if params["way"] == "greedy":
+    if "search" in params:
         path = teal_greedy(model, tokenizer, target=max(targets), **params["search"])
         return path.plans(targets, model, tokenizer, **params["calibration"]), levels(path, targets)
     threshold = "symmetric" if params["way"].endswith("symmetric") else "quantile"

@@ -34,8 +34,8 @@ def teal_greedy(model: nn.Module, tokenizer=None, *, target: float = 0.6, thresh
         path = teal_greedy(model, tokenizer, target=0.6)
         plans = path.plans([0.25, 0.4, 0.5, 0.6], model, tokenizer)
 
-    The released code takes the error's norm over the token axis only and counts k and v as an eighth of the block's
-    weights whatever the heads; here the norm is over all of the output, and weights are counted.
+    The released code takes the error's norm over the token axis only (error="outputs") and counts k and v as an eighth of
+    the block's weights whatever the heads; here weights are counted.
     """
     from sparsity_lib.greedy import greedy  # greedy fits and installs, which need the recipes' module
 
