@@ -158,7 +158,7 @@ def greedy(
     highest
         Sparsity that no site exceeds; the last step of a group is cut there.
     error
-        A name of `ERRORS`. A first token whose hidden state is many times as large as the others' rules "all".
+        A name of `ERRORS`. A channel or a first token that is many times as large as the others rules "all".
     ids, batches, tokens, length, source, seed, batch_size
         Calibration text, as for `fit_many`.
 

@@ -18,7 +18,7 @@ from sparsity_lib.plan import Plan
 
 #: Share of each block's weights that is left unread by design.
 TARGETS = (0.25, 0.4, 0.5, 0.6)
-WAYS = ("uniform", "greedy", "uniform, symmetric", "greedy, by token")
+WAYS = ("uniform", "greedy", "uniform, symmetric", "greedy, by output")
 DTYPE = "bfloat16"
 #: Text of the greedy search, which runs each block some hundred times on all of it.
 SEARCH = {"tokens": 1024, "length": 256}
@@ -33,7 +33,7 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
             params = {"model": name, "way": way, "targets": TARGETS, "text": TEXT, "every": EVERY[name], "dtype": DTYPE,
                       "calibration": common.CALIBRATION}
             if way.startswith("greedy"):
-                params["search"] = SEARCH if way == "greedy" else {**SEARCH, "error": "tokens"}
+                params["search"] = SEARCH if way == "greedy" else {**SEARCH, "error": "outputs"}
             data.setdefault(name, {})[way] = checkpoint.item(params, partial(_measure, loaded, params))
             print(f"{name} {way} done", flush=True)
     return data, {"ways": WAYS, "targets": TARGETS, "text": TEXT, "every": EVERY, "dtype": DTYPE, "search": SEARCH,

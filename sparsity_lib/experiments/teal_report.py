@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
 from sparsity_lib.evaluate.quality import Quality, difference
@@ -25,7 +26,8 @@ SITES = (QKV_IN, O_IN, UP_IN, DOWN_IN)
 
 def in_order(data: Mapping[str, Any]) -> dict[str, Any]:
     """The kept data with models and ways in the order in which the book names them."""
-    return {model: arranged(ways, ("uniform", "greedy", "uniform, symmetric")) for model, ways in arranged(data, MODELS).items()}
+    order = ("uniform", "greedy", "greedy, by output", "uniform, symmetric")
+    return {model: arranged(ways, order) for model, ways in arranged(data, MODELS).items()}
 
 
 def quality(data: Mapping[str, Any], model: str, way: str, target: float) -> Quality:
@@ -77,12 +79,13 @@ def threshold_rows(data: Mapping[str, Any]) -> list[list[Any]]:
     return found
 
 
-def verdict_greedy(data: Mapping[str, Any], model: str, target: float = 0.5) -> Verdict:
+def verdict_greedy(data: Mapping[str, Any], model: str, target: float = 0.5, way: str = "greedy") -> Verdict:
     """Greedy over uniform allocation: the ratio of their KL at one target."""
-    own, base = (np.array(quality(data, model, way, target).kl) for way in ("greedy", "uniform"))
+    own, base = (np.array(quality(data, model, w, target).kl) for w in (way, "uniform"))
     found = ratio_interval(own, base)
+    note = ", by output" if way == "greedy, by output" else ""
     return effect(
-        f"TEAL, {short(model)}", "a greedy allocation within each block loses less than a uniform one",
+        f"TEAL, {short(model)}{note}", "a greedy allocation within each block loses less than a uniform one",
         f"KL of the greedy allocation over the uniform one's at {target:.0%}; a tenth less is asked for",
         number=found.value, low=found.low, high=found.high, published=0.9, null=1.0)
 
@@ -101,6 +104,15 @@ def step_rows(path: Path, layer: int) -> list[list[Any]]:
         best = min((e, i) for i, e in enumerate(errors) if not math.isnan(e))[1]
         found.append([str(step), *(None if math.isnan(e) else Number(e, ".1f", rtol=0.05) for e in errors), path.groups[best]])
     return found
+
+
+@torch.no_grad()
+def largest_channel(model: nn.Module, ids: Tensor) -> float:
+    """Share of the square norm of a block's output that its largest channel holds, median over blocks; first tokens, which
+    are large in another way, left out."""
+    states = model.base_model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[1:]
+    channels = [h[:, 1:].double().square().sum((0, 1)) for h in states]
+    return float(np.median([float(c.max() / c.sum()) for c in channels]))
 
 
 def furthest_apart(layers: Sequence[Tensor], sparsity: float) -> tuple[Tensor, float, float]:

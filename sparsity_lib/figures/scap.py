@@ -128,6 +128,7 @@ def allocation(found: Curves) -> Figure:
     """KL against the share of all weights skipped for TEAL's allocations and thresholds, a panel a model."""
     looks = {
         "uniform": ("uniform", style.PURPLE, "h", "-"), "greedy": ("greedy", style.PURPLE, "D", (0, (4, 2))),
+        "greedy, by output": ("greedy, by output", style.RED, "s", (0, (4, 1.5, 1, 1.5))),
         "uniform, symmetric": ("uniform, symmetric quantile", style.SKY, "v", (0, (1, 1.5))),
     }
     figure, panels = style.figure(1, len(found), height=3.2, sharey=True, squeeze=False)
@@ -139,7 +140,7 @@ def allocation(found: Curves) -> Figure:
                           linestyle=line, label=label, markersize=4, capsize=2.5)
         axes.set(title=short(model), xlabel="weights skipped (% of all weights)", yscale="log")
     panels[0][0].set_ylabel("KL to the dense model (nats per token)")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
