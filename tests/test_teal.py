@@ -43,7 +43,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def path(model):
-    return recipes.teal_greedy(model, ids=IDS, target=0.6, batch_size=2)
+    return recipes.teal_greedy(model, ids=IDS, target=0.6, batch_size=2, error="all")
 
 
 def modules(model, layer, kind):
@@ -199,7 +199,7 @@ def test_a_single_large_token_rules_the_norm_of_all_and_no_other():
 def test_a_block_does_not_see_what_was_decided_in_another(model, path):
     other = tiny("llama", num_hidden_layers=3)
     before = outputs(other)
-    again = recipes.teal_greedy(other, ids=IDS, target=0.3, batch_size=1)
+    again = recipes.teal_greedy(other, ids=IDS, target=0.3, batch_size=1, error="all")
     steps = again.errors.shape[1]
     torch.testing.assert_close(again.errors[..., :2], path.errors[:, :steps, :2], rtol=1e-4, atol=1e-4, equal_nan=True)
     assert torch.equal(outputs(other), before) and not any(m._forward_pre_hooks for m in other.modules())

@@ -59,7 +59,7 @@ def _plans(loaded: dict, params: dict) -> tuple[list[Plan], dict[str, Any]]:
     """Plans at every target, and what is kept besides: the levels by layer, or how far both readings of t lie apart."""
     model, tokenizer, targets = loaded["fit"], loaded["tokenizer"], params["targets"]
     if "search" in params:
-        path = teal_greedy(model, tokenizer, target=max(targets), **params["search"])
+        path = teal_greedy(model, tokenizer, target=max(targets), **{"error": "all", **params["search"]})
         return path.plans(targets, model, tokenizer, **params["calibration"]), levels(path, targets)
     threshold = "symmetric" if params["way"].endswith("symmetric") else "quantile"
     recipes = [teal(scap_common.kept(target), threshold=threshold) for target in targets]

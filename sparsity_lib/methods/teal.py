@@ -28,18 +28,21 @@ def teal(density: float = 0.5, *, threshold: str = "quantile", token_share: floa
     return Recipe("teal", tuple(Rule(site, select) for site in (QKV_IN, O_IN, UP_IN, DOWN_IN)), token_share)
 
 
-def teal_greedy(model: nn.Module, tokenizer=None, *, target: float = 0.6, threshold: str = "quantile", **options):
+def teal_greedy(
+    model: nn.Module, tokenizer=None, *, target: float = 0.6, threshold: str = "quantile", error: str = "outputs", **options
+):
     """The paper's block-wise greedy allocation up to `target` sparsity: a `greedy.Path` (options: those of `greedy`).
 
         path = teal_greedy(model, tokenizer, target=0.6)
         plans = path.plans([0.25, 0.4, 0.5, 0.6], model, tokenizer)
 
-    The released code takes the error's norm over the token axis only (error="outputs") and counts k and v as an eighth of
-    the block's weights whatever the heads; here weights are counted.
+    `error` is that of the released code by default; the paper prints the norm of the whole output (error="all"), which one
+    large channel can rule. The release counts k and v as an eighth of the block's weights whatever the heads; here weights
+    are counted.
     """
     from sparsity_lib.greedy import greedy  # greedy fits and installs, which need the recipes' module
 
-    return greedy(teal(threshold=threshold), model, tokenizer, target=target, **options)
+    return greedy(teal(threshold=threshold), model, tokenizer, target=target, error=error, **options)
 
 
 def threshold_gap(model: nn.Module, density: float = 0.5, tokenizer=None, **options) -> dict[str, tuple[float, float]]:
