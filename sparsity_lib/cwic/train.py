@@ -221,7 +221,7 @@ def _choose_trained(model: nn.Module, registry: Registry, recipe: CWICRecipe) ->
 
 
 def _check(model: nn.Module, teacher: nn.Module, data: Data, recipe: CWICRecipe) -> None:
-    if getattr(model, "is_gradient_checkpointing", False):
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise SparsityError("Blocks that are computed twice would move the running statistics twice. "
                             "Fix: model.gradient_checkpointing_disable().")
     if teacher.__dict__.get("_cwic") is not None:
