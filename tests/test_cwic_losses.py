@@ -40,7 +40,8 @@ def test_with_thresholds_at_zero_a_converted_model_computes_what_it_did(family):
     model.train()(IDS)
     torch.testing.assert_close(model.eval()(IDS).logits, before, rtol=1e-4, atol=1e-4)
     costs = registry.take_costs()
-    assert registry.always + sum(float(c[0].detach()) for c in costs.values()) == registry.dense == weights_per_token(tiny(family))
+    read = registry.always + sum(float(cost[0].detach()) for cost in costs.values())
+    assert read == registry.dense == weights_per_token(tiny(family))
     assert weights_per_token(model) == registry.dense  # thresholds are no weights
 
 
@@ -104,7 +105,8 @@ def test_the_dense_model_is_one_switch_away():
 
 
 def test_what_cannot_be_converted_is_refused_and_left_alone():
-    for family, said in (("gpt2", "Conv1D"), ("falcon_new", "FalconLinear"), ("mixtral", "mixture"), ("bert", "no language-model head")):
+    refused = {"gpt2": "Conv1D", "falcon_new": "FalconLinear", "mixtral": "mixture", "bert": "no language-model head"}
+    for family, said in refused.items():
         with pytest.raises(SparsityError, match=said):
             convert(tiny(family), CWICConfig())
     model = tiny("llama")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -61,12 +62,9 @@ class History:
     def done(self, module: nn.Module, step: int) -> None:
         """The step's update is made: write its record."""
         pieces, self._pieces = self._pieces, []
-        mean = {}
-        for name in pieces[0]:
-            given = [float(piece[name]) for piece in pieces if piece[name] is not None]
-            mean[name] = sum(given) / len(given) if given else None
+        mean = _mean(pieces)
         now = time.monotonic()
-        tokens = round(mean.pop("tokens") * len(pieces) * _processes())  # processes' shares of a batch are alike
+        tokens = round(mean.pop("tokens") * len(pieces) * _processes())
         record = StepRecord(step=step, tokens=tokens, tokens_per_second=tokens / max(now - self._last, 1e-9), **mean)
         self._last = now
         self.records.append(record)
@@ -81,6 +79,17 @@ class History:
     def drop(self) -> None:
         """Forget the pieces of a step that was not completed."""
         self._pieces = []
+
+
+def _mean(pieces: list[dict[str, Tensor | float | None]]) -> dict[str, float | None]:
+    """Each value's mean over the pieces of all processes; None where it was None."""
+    names = [name for name, value in pieces[0].items() if value is not None]
+    device = next((v.device for v in pieces[0].values() if isinstance(v, Tensor)), None)
+    table = torch.tensor([[float(piece[name]) for name in names] for piece in pieces], dtype=torch.float64, device=device).mean(0)
+    if _processes() > 1:
+        dist.all_reduce(table)
+        table /= _processes()
+    return {**dict.fromkeys(pieces[0]), **dict(zip(names, table.tolist(), strict=True))}
 
 
 def _parsed(line: str) -> StepRecord | None:

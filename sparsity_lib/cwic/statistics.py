@@ -43,7 +43,7 @@ class Thresholds(nn.Module):
         """
         x = x.detach().float()
         x = x if valid is None else x[valid]
-        if not len(x):
+        if not len(x) and _across() == 1:
             return
         mean, std = (_moments if self.config.statistics == "moments" else _released)(x)
         keep = torch.where(self.batches > 0, self.config.momentum, 0.0)
@@ -77,16 +77,15 @@ def _across() -> int:
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and (uncorrected) standard deviation over the tokens of all processes."""
-    # Around the first process's mean: a sum of squares of large numbers would lose the deviation.
-    centre = x.mean(0)
     if _across() == 1:
+        centre = x.mean(0)
         return centre, (x - centre).square().mean(0).sqrt()
-    dist.broadcast(centre, 0)
-    apart = x - centre
-    sums = torch.cat([apart.sum(0), apart.square().sum(0), x.new_tensor([len(x)])])
-    dist.all_reduce(sums)
-    first, second = (sums[:-1] / sums[-1]).chunk(2)
-    return centre + first, (second - first.square()).clamp_min(0).sqrt()
+    first = torch.cat([x.sum(0), x.new_tensor([len(x)])])
+    dist.all_reduce(first)
+    centre, tokens = first[:-1] / first[-1], first[-1]
+    second = (x - centre).square().sum(0)  # in a second round: a sum of squares of large numbers would lose the deviation
+    dist.all_reduce(second)
+    return centre, (second / tokens).sqrt()
 
 
 def _released(x: Tensor) -> tuple[Tensor, Tensor]:
