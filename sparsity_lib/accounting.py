@@ -27,6 +27,9 @@ from sparsity_lib.progress import track
 from sparsity_lib.recipe import rows_read
 from sparsity_lib.sites import UP_IN, Linear, find_sites, is_experts
 
+#: Where a model whose masks are no plan's, but learned inside its layers, keeps its function (model, ids) -> Account.
+COUNTER = "_sparsity_counter"
+
 
 def weights_per_token(model: nn.Module) -> int:
     """Weights a dense forward of `model` reads for one token, by the rules of this module."""
@@ -169,6 +172,8 @@ def account(model: nn.Module, tokenizer=None, *, ids: Tensor | None = None, toke
         from sparsity_lib.assets.texts import token_sequences  # the library's core works without the assets
 
         ids = token_sequences(tokenizer, "evaluation", tokens=tokens, length=length)
+    if (count_own := model.__dict__.get(COUNTER)) is not None:
+        return count_own(model, ids)
     return summarise(model, token_densities(model, ids))
 
 
@@ -181,30 +186,41 @@ def summarise(model: nn.Module, densities: Mapping[str, Tensor]) -> Account:
         site = state.placed[name]
         column.update(dict.fromkeys(site.column_readers, density))
         row.update(dict.fromkeys(site.row_readers, density))
-    dense = weights_per_token(model)
-    tokens = max((len(d) for d in densities.values()), default=0)
-    skipped = torch.zeros(tokens, dtype=torch.float64)
-    by_role: dict[str, float] = {}
-    for linear in state.sites.linears:
-        left = linear.weights * (1 - _share_read(linear, column, row))
-        left = torch.as_tensor(left, dtype=torch.float64)
-        skipped += left
-        by_role[linear.role] = by_role.get(linear.role, 0.0) + float(left.mean()) / dense
-    repair = sum(piece.weights_read(state.placed[name]) for name, s in state.sparsifiers.items() for piece in s.rule.repair)
-    skipped -= repair
-    share = skipped / dense
+    read = {linear.name: _share_read(linear, column, row) for linear in state.sites.linears}
     kinds = {name.split(".")[1] for name in densities}
     layers = {
         kind: [1 - float(densities[f"{i}.{kind}"].mean()) for i in range(state.sites.layers) if f"{i}.{kind}" in densities]
         for kind in kinds
     }
     extra = sum(s.rule.transform.weights_read(state.placed[name]) for name, s in state.sparsifiers.items())
+    repair = sum(piece.weights_read(state.placed[name]) for name, s in state.sparsifiers.items() for piece in s.rule.repair)
+    return compose(state.recipe.method, state.sites.linears, read, weights_per_token(model), layers, extra, repair)
+
+
+def compose(
+    method: str, linears: tuple[Linear, ...], read: Mapping[str, Tensor | float], dense: int,
+    layers: Mapping[str, list[float]], extra: int = 0, repair: int = 0,
+) -> Account:
+    """An account from the share of each matrix that each token read: name -> [tokens], or one number for all.
+
+    layers: share of entries dropped by layer for each kind of site; the head may be among the linears, with role "head".
+    extra, repair: weights that transforms and repairs read besides.
+    """
+    tokens = max((share.numel() for share in read.values() if isinstance(share, Tensor)), default=0)
+    skipped = torch.zeros(tokens, dtype=torch.float64)
+    by_role: dict[str, float] = {}
+    for linear in linears:
+        left = torch.as_tensor(linear.weights * (1 - read[linear.name]), dtype=torch.float64)
+        skipped += left
+        by_role[linear.role] = by_role.get(linear.role, 0.0) + float(left.mean()) / dense
+    skipped -= repair
+    share = skipped / dense
     return Account(
-        method=state.recipe.method, dense_weights=dense, read_weights=float(dense - skipped.mean()),
+        method=method, dense_weights=dense, read_weights=float(dense - skipped.mean()),
         skipped=float(share.mean()), skipped_low=float(share.quantile(0.05)), skipped_high=float(share.quantile(0.95)),
-        site_sparsity={k: sum(v) / len(v) for k, v in layers.items()}, layer_sparsity=layers,
+        site_sparsity={k: sum(v) / len(v) for k, v in layers.items()}, layer_sparsity=dict(layers),
         skipped_by_role=by_role, transform_weights=extra,
-        paper_counts=_paper_counts(state.sites.linears, by_role, dense), tokens=tokens,
+        paper_counts=_paper_counts(tuple(x for x in linears if x.role != "head"), by_role, dense), tokens=tokens,
         repair_weights=repair,
     )
 

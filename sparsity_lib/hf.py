@@ -8,6 +8,7 @@ first, or start `python -m sparsity_lib lm_eval ...`.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -15,23 +16,28 @@ from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from sparsity_lib.errors import SparsityError
+from sparsity_lib.errors import SparsityError, unknown
 from sparsity_lib.recipe import Recipe
 
 if TYPE_CHECKING:
     from sparsity_lib.plan import Plan
 
 METHOD = "sparsity_lib"
+#: Methods that are layers of their own instead of a recipe: kind -> module whose `restore(model, data)` puts them in.
+LAYERS = {"cwic": "sparsity_lib.cwic.export"}
 
 
 @register_quantization_config(METHOD)
 class SparsityConfig(QuantizationConfigMixin):
-    """The recipe and where it was calibrated, as config.json keeps them."""
+    """The recipe and where it was calibrated, as config.json keeps them; or what the model's own sparse layers are."""
 
-    def __init__(self, recipe: dict[str, Any] | None = None, calibration: dict[str, Any] | None = None, **ignored) -> None:
+    def __init__(self, recipe: dict[str, Any] | None = None, calibration: dict[str, Any] | None = None,
+                 layers: dict[str, Any] | None = None, **ignored) -> None:
         self.quant_method = METHOD
         self.recipe = recipe
         self.calibration = calibration or {}
+        if layers is not None:
+            self.layers = layers
 
 
 @register_quantizer(METHOD)
@@ -41,7 +47,10 @@ class SparsityQuantizer(HfQuantizer):
     requires_calibration = True
 
     def validate_environment(self, *args, **kwargs) -> None:
-        if self.quantization_config.recipe is None:
+        layers = getattr(self.quantization_config, "layers", None)
+        if layers is not None and layers.get("kind") not in LAYERS:
+            raise unknown("kind of sparse layers in config.json", layers.get("kind"), LAYERS)
+        if self.quantization_config.recipe is None and layers is None:
             raise SparsityError(
                 "The checkpoint's config.json names this library but holds no recipe. Fix: save the sparse model again."
             )
@@ -50,8 +59,11 @@ class SparsityQuantizer(HfQuantizer):
         from sparsity_lib.install import install  # install needs this module: the import cannot be at the top
         from sparsity_lib.plan import Plan
 
-        recipe = Recipe.from_json(self.quantization_config.recipe)
         model._keep_in_fp32_modules_strict = set(model._keep_in_fp32_modules_strict or ()) | {"sparsity"}
+        layers = getattr(self.quantization_config, "layers", None)
+        if layers is not None:
+            return import_module(LAYERS[layers["kind"]]).restore(model, layers)
+        recipe = Recipe.from_json(self.quantization_config.recipe)
         plan = Plan.empty(recipe, model)
         plan.calibration.update(self.quantization_config.calibration)
         return install(model, plan)
@@ -70,11 +82,15 @@ class SparsityQuantizer(HfQuantizer):
 
 def mark(model: nn.Module, plan: Plan) -> None:
     """Make `save_pretrained` write the recipe. Models that carry a real quantisation keep theirs."""
+    mark_as(model, SparsityConfig(plan.recipe.to_json(), dict(plan.calibration)))
+
+
+def mark_as(model: nn.Module, described: SparsityConfig) -> None:
+    """Make `save_pretrained` write `described`, likewise."""
     config = getattr(model, "config", None)
     present = getattr(config, "quantization_config", None)
     if config is None or not (present is None or isinstance(present, SparsityConfig)):
         return
-    described = SparsityConfig(plan.recipe.to_json(), dict(plan.calibration))
     config.quantization_config = described
     model.hf_quantizer = SparsityQuantizer(described)
 

@@ -40,7 +40,12 @@ def logits(model: nn.Module, hidden: Tensor) -> Tensor:
 
     Scaled and capped as the model's own forward does; `check_head` tells whether that is all it does.
     """
-    found = model.get_output_embeddings()(hidden).float()
+    return scaled(model, model.get_output_embeddings()(hidden))
+
+
+def scaled(model: nn.Module, raw: Tensor) -> Tensor:
+    """What the head gives [rows, vocabulary] -> float32 logits: what models do to them after the head."""
+    found = raw.float()
     config = model.config.get_text_config()
     if factor := getattr(config, "logit_scale", None):  # Cohere; a product with 1 would read and write all of them again
         found = found * factor

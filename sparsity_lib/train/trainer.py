@@ -14,7 +14,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class Trained:
 def train(
     module: nn.Module, loss: Loss, data: Data, recipe: TrainRecipe, *, checkpoints: str | os.PathLike | None = None,
     every: int = 100, scale: Callable[[str, nn.Parameter], float] | None = None,
-    after: Callable[[nn.Module, int], None] | None = None, title: str = "training",
+    after: Callable[[nn.Module, int], None] | None = None, about: Mapping[str, Any] | None = None, title: str = "training",
 ) -> Trained:
     """Train the parameters of `module` that require gradients, in place.
 
@@ -76,6 +76,8 @@ def train(
         (name, parameter) -> factor on its learning rate.
     after
         Called with (module, step) after each update, to project parameters back to where they are allowed.
+    about
+        Plain data, of what the recipe does not say, that checkpoints must agree on to go on from them.
     title
         What the progress bar is called.
 
@@ -87,7 +89,7 @@ def train(
         good checkpoint.
     """
     count("every", every)
-    run = _Run(module, loss, data, recipe, None if checkpoints is None else Path(checkpoints), scale)
+    run = _Run(module, loss, data, recipe, None if checkpoints is None else Path(checkpoints), scale, about or {})
     training = [(m, m.training) for m in module.modules()]
     devices = [run.device] if run.device.type == "cuda" else []
     try:
@@ -128,7 +130,7 @@ class _Objective(nn.Module):
 class _Run:
     """The state of one run in one process."""
 
-    def __init__(self, module, loss, data, recipe: TrainRecipe, folder: Path | None, scale) -> None:
+    def __init__(self, module, loss, data, recipe: TrainRecipe, folder: Path | None, scale, extra: Mapping[str, Any]) -> None:
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # an expert may get no token of a batch
         # Mixed precision is ours (torch.autocast), because accelerate fixes it once for a whole process.
         self.accelerator = Accelerator(mixed_precision="no", device_placement=False, kwargs_handlers=[unused])
@@ -137,7 +139,7 @@ class _Run:
                 f"{self.accelerator.distributed_type.value} splits the weights, which these checkpoints do not know. "
                 "Fix: accelerate launch with plain data parallelism."
             )
-        self.module, self.recipe, self.folder = module, recipe, folder
+        self.module, self.recipe, self.folder, self.extra = module, recipe, folder, extra
         self.rows = Rows(data, recipe, self.accelerator.process_index, self.accelerator.num_processes)
         self.batch_size = self.rows.size(recipe)
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -171,7 +173,8 @@ class _Run:
 
     def _about(self) -> dict[str, Any]:
         frozen = {name: p for name, p in self.module.named_parameters() if not p.requires_grad}
-        return {"recipe": self.recipe.to_json(), "data": self.rows.fingerprint(), "frozen weights": fingerprint(frozen)}
+        about = {"recipe": self.recipe.to_json(), "data": self.rows.fingerprint(), "frozen weights": fingerprint(frozen)}
+        return {**about, **self.extra}
 
     def _resume(self) -> None:
         self.about = self._about()

@@ -1,0 +1,199 @@
+"""The granular matrix product of CWIC: each stripe of outputs has its own mask of inputs, and masks learn.
+
+    y^(r) = sum_i G[r, i] (x_i - m_i) W^(r)[:, i] + W^(r) m,    G[r, i] = H(|x_i - m_i| - theta[r, i] s_i)
+
+for stripes r of the outputs (equations of sections 3.1, 3.2 and 3.4). The step H has derivative zero almost everywhere;
+in its place stands a rectangle of width eps_i around the threshold,
+
+    dH(z)/dz := (1 / eps) K(z / eps),    K(z) = H(z + 1/2) - H(z - 1/2).
+
+Both papers print K with the two signs exchanged, which would make it negative and raise each threshold where it should
+fall; the rectangle (and JumpReLU's, which they cite) is the negation of what is printed. A hard sigmoid in the backward
+pass, as in released code, is the same thing: its derivative is a rectangle, at six times the width for torch's.
+
+What gradients do (section 3.3):
+
+    x       from y: W^T as if nothing were masked; nothing through |x|. From the cost: through |x|, by the rectangle.
+    theta   from y and from the cost, by the rectangle.
+    W       from y, of the masked product as it was computed.
+    m, s, eps   none.
+
+Stripes are processed one after the other and masks are computed again in the backward pass, so that memory does not grow
+with the number of stripes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sparsity_lib.errors import refuse
+
+#: Keeps the rectangle's height finite for channels that never vary (theirs is then never hit).
+TINY = 1e-30
+
+
+def stripes(outputs: int, width: int) -> Iterator[slice]:
+    """The outputs of each stripe; the last takes what is left."""
+    for start in range(0, outputs, width):
+        yield slice(start, min(start + width, outputs))
+
+
+def granular_matmul(
+    x: Tensor, weight: Tensor, theta: Tensor, mean: Tensor, scale: Tensor, eps: Tensor, *, width: int,
+    straight_through: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The product, and what it costs.
+
+    Parameters
+    ----------
+    x
+        [tokens, in].
+    weight
+        [out, in].
+    theta
+        Thresholds [stripes, in], at least 0.
+    mean, scale, eps
+        m, s and the rectangle's width, float32 [in]; they receive no gradients.
+    width
+        Outputs a stripe; the last takes what is left.
+    straight_through
+        False: x gets the gradients of the masked product (still none through |x|).
+
+    Returns
+    -------
+    y, cost
+        [tokens, out] in the products' dtype (autocast's, or the weight's), and the weights each token read, float32 [tokens].
+
+    Raises
+    ------
+    SparsityError
+        If shapes do not fit together.
+    """
+    inputs = weight.shape[1]
+    expected = {
+        "x": (x, (len(x), inputs)), "mean": (mean, (inputs,)), "scale": (scale, (inputs,)), "eps": (eps, (inputs,)),
+        "theta": (theta, (-(-weight.shape[0] // width), inputs)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            of = f"a weight {tuple(weight.shape)} in stripes of {width}"
+            raise refuse(f"shape of {name}", tuple(tensor.shape), f"{shape} for {of}")
+    return _GranularMatmul.apply(x, weight, theta, mean, scale, eps, width, straight_through)
+
+
+def threshold_mask(
+    g: Tensor, theta: Tensor, scale: Tensor, eps: Tensor, *, weights_each: float, straight_through: bool = True
+) -> tuple[Tensor, Tensor]:
+    """M * g with M = H(|g| - theta s), the mask over the neurons of a gated FFN (section 3.7), and what it costs.
+
+    g is [tokens, neurons], the others are [neurons]; a neuron kept costs `weights_each` (its row of W_up and its column of
+    W_down). Gradients as for `granular_matmul`: g straight through from the product, through |g| from the cost.
+
+    Returns M * g in g's dtype, and float32 [tokens].
+    """
+    for name, tensor in (("theta", theta), ("scale", scale), ("eps", eps)):
+        if tuple(tensor.shape) != (g.shape[-1],):
+            raise refuse(f"shape of {name}", tuple(tensor.shape), f"({g.shape[-1]},), one a neuron")
+    return _ThresholdMask.apply(g, theta, scale, eps, float(weights_each), straight_through)
+
+
+def masks(x: Tensor, theta: Tensor, mean: Tensor, scale: Tensor) -> Iterator[Tensor]:
+    """G of each stripe in turn, boolean [tokens, in]."""
+    size = (x.float() - mean).abs()
+    for row in theta.detach().float():
+        yield size >= row * scale
+
+
+def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+class _GranularMatmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, theta, mean, scale, eps, width, straight_through):
+        ctx.save_for_backward(x, weight, theta, mean, scale, eps)
+        ctx.width, ctx.straight_through, ctx.dtype = width, straight_through, _product_dtype(x, weight)
+        with torch.autocast(x.device.type, enabled=False):  # it would round the mean's product as well
+            return _masked_product(x, weight.to(ctx.dtype), theta, mean, scale, width)
+
+    @staticmethod
+    def backward(ctx, grad_y, grad_cost):
+        x, weight, theta, mean, scale, eps = ctx.saved_tensors
+        wants_x, wants_weight, wants_theta = ctx.needs_input_grad[:3]
+        if any(ctx.needs_input_grad[3:6]):
+            raise refuse("mean, scale or eps", "tensors that require gradients", "constants: they get none", "detach them")
+        w, grad_y = weight.to(ctx.dtype), grad_y.to(ctx.dtype)
+        shifted = x.float() - mean
+        size = shifted.abs()
+        grad_x = torch.zeros_like(shifted) if wants_x else None
+        hits = torch.zeros_like(shifted) if wants_x else None
+        grad_w = torch.empty_like(w) if wants_weight else None
+        grad_theta = torch.empty(theta.shape, device=x.device) if wants_theta else None
+        buffer, spare, priced = torch.empty_like(shifted), torch.empty_like(shifted), grad_cost.float()[:, None]
+        for number, part in enumerate(stripes(len(w), ctx.width)):
+            threshold, outputs, below = theta[number].float() * scale, part.stop - part.start, grad_y[:, part]
+            if wants_weight or not ctx.straight_through:
+                torch.ge(size, threshold, out=buffer)
+            back = (below @ w[part]).float() if wants_x or wants_theta else None
+            if wants_x:
+                grad_x += back if ctx.straight_through else back * buffer
+            if wants_weight:
+                torch.mm(below.T, buffer.mul_(shifted).add_(mean).to(ctx.dtype), out=grad_w[part])
+            if wants_x or wants_theta:
+                near = _near(size, threshold, eps, buffer, spare)
+            if wants_x:
+                hits.add_(near, alpha=outputs)
+            if wants_theta:
+                each = back.mul_(shifted).add_(priced, alpha=outputs).mul_(near)
+                grad_theta[number] = -each.sum(0) * (scale / eps.clamp_min(TINY))
+        if wants_x:
+            grad_x += hits.mul_(shifted.sign_()).mul_(priced).div_(eps.clamp_min(TINY))
+        return (
+            grad_x if grad_x is None else grad_x.to(x.dtype), grad_w if grad_w is None else grad_w.to(weight.dtype),
+            grad_theta if grad_theta is None else grad_theta.to(theta.dtype), None, None, None, None, None)
+
+
+def _masked_product(x, w, theta, mean, scale, width) -> tuple[Tensor, Tensor]:
+    """y [tokens, out] in w's dtype, and the cost [tokens]."""
+    shifted = x.float() - mean
+    size, keep, cost = shifted.abs(), torch.empty_like(shifted), shifted.new_zeros(len(x))
+    y = torch.empty(len(x), len(w), dtype=w.dtype, device=x.device)
+    constant = (w.float() @ mean).to(w.dtype)
+    for row, part in zip(theta.float(), stripes(len(w), width), strict=True):
+        torch.ge(size, row * scale, out=keep)
+        cost.add_(keep.sum(-1), alpha=part.stop - part.start)
+        y[:, part] = torch.addmm(constant[part], keep.mul_(shifted).to(w.dtype), w[part].T)
+    return y, cost
+
+
+class _ThresholdMask(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, g, theta, scale, eps, weights_each, straight_through):
+        ctx.save_for_backward(g, theta, scale, eps)
+        ctx.weights_each, ctx.straight_through = weights_each, straight_through
+        keep = g.float().abs() >= theta.float() * scale
+        return torch.where(keep, g, 0), keep.float().sum(-1) * weights_each
+
+    @staticmethod
+    def backward(ctx, grad_masked, grad_cost):
+        g, theta, scale, eps = ctx.saved_tensors
+        if any(ctx.needs_input_grad[2:4]):
+            raise refuse("scale or eps", "tensors that require gradients", "constants: they get none", "detach them")
+        wide, threshold = g.float(), theta.float() * scale
+        size = wide.abs()
+        near = _near(size, threshold, eps, torch.empty_like(size), torch.empty_like(size))
+        back, priced = grad_masked.float(), grad_cost.float()[:, None] * ctx.weights_each
+        grad_theta = -((back * wide + priced) * near).sum(0) * (scale / eps.clamp_min(TINY))
+        straight = back if ctx.straight_through else back * (size >= threshold)
+        grad_g = straight + priced * near * wide.sign() / eps.clamp_min(TINY)
+        return grad_g.to(g.dtype), grad_theta.to(theta.dtype), None, None, None, None
+
+
+def _near(size: Tensor, threshold: Tensor, eps: Tensor, out: Tensor, spare: Tensor) -> Tensor:
+    """K((size - threshold) / eps): 1 from half a width below the threshold up to half a width above it, else 0."""
+    torch.ge(size, threshold - eps / 2, out=out)
+    return out.mul_(torch.lt(size, threshold + eps / 2, out=spare))
