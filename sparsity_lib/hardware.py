@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsity_lib.checks import count, positive
-from sparsity_lib.errors import refuse
-from sparsity_lib.nm_facts import metadata_bits
+from sparsity_lib.nm_facts import check_nm, metadata_bits
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def decode(layer: Layer, n: int, m: int, tokens: int = 1, select_ops: float | No
     select_ops
         Vector operations an entry of x to score and select; by default one comparison with each of its group.
     """
-    _check(n, m)
+    check_nm(n, m)
     _tokens(tokens)
     read = layer.outputs * layer.inputs * (1 - (1 - n / m) ** tokens)
     moved = read * layer.weight_bytes + tokens * (layer.inputs + layer.outputs) * layer.activation_bytes
@@ -107,7 +106,7 @@ def prefill(layer: Layer, n: int, m: int, tokens: int, select_ops: float | None 
     fused
         What produces x selects as well: x is neither written nor read whole, and what is compressed is written instead.
     """
-    _check(n, m)
+    check_nm(n, m)
     _tokens(tokens)
     entries = tokens * layer.inputs
     compressed = entries * (layer.activation_bytes * n / m + metadata_bits(n, m) / 8)
@@ -130,11 +129,6 @@ def speedup(passes: Passes, over: Passes, machine: Machine) -> float:
 
 def _ops(select_ops: float | None, m: int) -> float:
     return float(m) if select_ops is None else positive("select_ops", select_ops)
-
-
-def _check(n: int, m: int) -> None:
-    if count("n", n) > count("m", m):
-        raise refuse("n", n, f"a whole number in [1, m = {m}]", "8:16 is n=8, m=16")
 
 
 def _tokens(tokens: int) -> None:

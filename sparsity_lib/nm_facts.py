@@ -35,7 +35,7 @@ def patterns(n: int, m: int, width: int | None = None) -> int:
 
     Patterns compare over one width: in 16 channels 2:4 has 1296 masks, 4:8 has 4900, 8:16 has 12870.
     """
-    _check(n, m)
+    check_nm(n, m)
     if width is None:
         return math.comb(m, n)
     if count("width", width) % m:
@@ -49,7 +49,7 @@ def retained_energy(n: int, m: int, distribution: str = "gaussian") -> float:
     An input that is larger than a share u of all is kept if at most n - 1 of the other m - 1 are larger, with
     probability I_u(m - n, n), the regularised incomplete beta function. Any m: a token's top-k is k of its width.
     """
-    _check(n, m)
+    check_nm(n, m)
     if n == m:
         return 1.0
     return _energy(distribution, lambda share: float(betainc(m - n, n, share)))
@@ -80,6 +80,7 @@ def _energy(distribution: str, kept: Callable[[float], float], start: float = 0.
     return min(1.0, sum(quad(lambda a: a * a * size.pdf(a) * kept(size.cdf(a)), *piece, epsabs=1e-10)[0] for piece in pieces))
 
 
-def _check(n: int, m: int) -> None:
+def check_nm(n: int, m: int) -> None:
+    """Raise SparsityError unless 1 <= n <= m, whole numbers."""
     if count("n", n) > count("m", m):
         raise refuse("n", n, f"a whole number in [1, m = {m}]")

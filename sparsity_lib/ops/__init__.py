@@ -72,25 +72,10 @@ def input_sparse(
         For a wrong shape, dtype or device, or not exactly one of threshold, k and n with m.
     """
     flat = _flat(x, weight, "inputs")
-    if n is not None or m is not None:
-        if threshold is not None or k is not None:
-            raise SparsityError("Say what is kept: one of threshold=, k=, or n= with m=.")
-        k, m = _pattern(n, m, weight.inputs, pad)
-    else:
-        k, m = _rank_or_threshold(threshold, k, weight.inputs), 0
+    k, m = _rank(threshold, k, n, m, weight.inputs, pad)
     if _repaired(repair) and (not m or share == "union"):
         raise refuse("repair", repair, "None, unless n of every m are kept by each token alone", "n= and m=, share='own'")
-    each = None
-    if isinstance(threshold, Tensor):
-        if stripe_width is None:
-            wanted = (weight.inputs,)
-        else:
-            if isinstance(stripe_width, bool) or not isinstance(stripe_width, int) or stripe_width < 1 or stripe_width % STRIPE:
-                raise refuse("stripe_width", stripe_width, f"a multiple of {STRIPE}")
-            wanted = (max(1, -(-weight.outputs // stripe_width)), weight.inputs)
-        each = _vector("threshold", threshold, wanted, x)
-    elif stripe_width is not None:
-        raise refuse("threshold", threshold, "a tensor [stripes, in] where stripe_width is given")
+    each = _thresholds(threshold, stripe_width, weight, x)
     rule = (
         _vector("shift", shift, (weight.inputs,), x), _positive("scale", scale, (weight.inputs,), x), each,
         0.0 if each is not None or threshold is None else float(threshold), k, stripe_width or 0,
@@ -100,6 +85,28 @@ def input_sparse(
     else:
         y = torch.ops.sparsity.input_sparse(flat, *_parts(weight), weight.format, weight.group, *rule)
     return y.view(*x.shape[:-1], weight.outputs)
+
+
+def _rank(threshold, k, n, m, inputs: int, pad: bool) -> tuple[int, int]:
+    """(entries kept, of how many consecutive ones; 0 for all of them), k < 0 for a threshold."""
+    if n is None and m is None:
+        return _rank_or_threshold(threshold, k, inputs), 0
+    if threshold is not None or k is not None:
+        raise SparsityError("Say what is kept: one of threshold=, k=, or n= with m=.")
+    return _pattern(n, m, inputs, pad)
+
+
+def _thresholds(threshold, stripe_width, weight: Packed, x: Tensor) -> Tensor | None:
+    """Thresholds by input, or by stripe and input; None where there is one number or none."""
+    if not isinstance(threshold, Tensor):
+        if stripe_width is not None:
+            raise refuse("threshold", threshold, "a tensor [stripes, in] where stripe_width is given")
+        return None
+    if stripe_width is None:
+        return _vector("threshold", threshold, (weight.inputs,), x)
+    if isinstance(stripe_width, bool) or not isinstance(stripe_width, int) or stripe_width < 1 or stripe_width % STRIPE:
+        raise refuse("stripe_width", stripe_width, f"a multiple of {STRIPE}")
+    return _vector("threshold", threshold, (max(1, -(-weight.outputs // stripe_width)), weight.inputs), x)
 
 
 def nm_select(
