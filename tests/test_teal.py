@@ -196,6 +196,14 @@ def test_a_single_large_token_rules_the_norm_of_all_and_no_other():
     assert sizes["all"][0] > 10 * sizes["all"][1] and sizes["tokens"][1] > 10 * sizes["tokens"][0]
 
 
+def test_a_single_large_channel_rules_the_norm_of_all_and_not_the_mean_over_outputs():
+    dense = torch.zeros(4, 64)
+    large, others = dense.clone(), dense.clone()
+    large[:, 0], others[:, 1:] = 20.0, 2.0
+    by_all, by_outputs = ([output_error([y], [dense], kind) for y in (large, others)] for kind in ("all", "outputs"))
+    assert by_all[0] > by_all[1] and by_outputs[0] < by_outputs[1]
+
+
 def test_a_block_does_not_see_what_was_decided_in_another(model, path):
     other = tiny("llama", num_hidden_layers=3)
     before = outputs(other)
