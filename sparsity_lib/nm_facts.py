@@ -43,6 +43,23 @@ def patterns(n: int, m: int, width: int | None = None) -> int:
     return math.comb(m, n) ** (width // m)
 
 
+def comparators(m: int) -> float:
+    """Comparators an element of a bitonic network that sorts groups of m = 2^k: k (k + 1) / 4. A model of what selecting takes.
+
+    Raises SparsityError unless m is a power of two of at least 2.
+    """
+    if count("m", m) < 2 or m & (m - 1):
+        raise refuse("m", m, "a power of two of at least 2")
+    k = m.bit_length() - 1
+    return k * (k + 1) / 4
+
+
+def choices(n: int, m: int) -> int:
+    """Channels of a group that may be its j-th survivor, for any j: m - n + 1; so many weights a multiplier chooses from."""
+    check_nm(n, m)
+    return m - n + 1
+
+
 def retained_energy(n: int, m: int, distribution: str = "gaussian") -> float:
     """Share of the energy that the n largest of m independent inputs hold, by integrating over one input's size.
 

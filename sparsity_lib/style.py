@@ -67,6 +67,11 @@ LOOKS: dict[str, Look] = {
     "wanda": Look("Wanda weights", GRAY, "X", _LONG),
     "cwic": Look("CWIC", BLUE, "*", _MIX),
 }
+#: Kind of site -> label, colour, marker.
+SITES = {
+    "qkv_in": ("inputs of q, k, v", BLUE, "o"), "o_in": ("inputs of o", GREEN, "s"),
+    "up_in": ("inputs of gate and up", ORANGE, "^"), "down_in": ("inputs of down", PURPLE, "D"),
+}
 #: Method -> colour.
 COLORS: dict[str, str] = {name: look.color for name, look in LOOKS.items()}
 

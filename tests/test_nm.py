@@ -1,5 +1,6 @@
 """N:M selection, the scores of its study and what patterns are worth, against slow references and by properties."""
 
+import itertools
 import math
 
 import numpy as np
@@ -14,6 +15,8 @@ from sparsity_lib import Recipe, Rule, SparsityError, account, find_sites, fit, 
 from sparsity_lib.methods.nm import PATTERNS, SCORES
 from sparsity_lib.nm_facts import (
     DISTRIBUTIONS,
+    choices,
+    comparators,
     measured_energy,
     metadata_bits,
     patterns,
@@ -351,6 +354,17 @@ def test_the_gradient_score_is_the_rms_gradient_at_any_input(model):
 
 
 # --- facts ---
+
+
+def test_costs_of_selecting_in_hardware():
+    for m, expected in ((2, 1), (4, 6), (8, 24), (16, 80), (32, 240)):  # Batcher's counts for a whole group
+        assert comparators(m) * m == expected
+    for n, m in PATTERNS:
+        firsts = {sorted(kept)[0] for kept in itertools.combinations(range(m), n)} if m <= 8 else set(range(m - n + 1))
+        assert choices(n, m) == len(firsts)
+    for bad in (1, 6, 2.0):
+        with pytest.raises(SparsityError, match="m = "):
+            comparators(bad)
 
 
 def test_metadata_and_pattern_counts():

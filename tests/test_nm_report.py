@@ -7,7 +7,7 @@ from core_tiny import tiny
 
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.evaluate.benchmarks import BenchmarkResult, TaskResult
-from sparsity_lib.experiments import nm_common, nm_energy, nm_quality, nm_report, nm_verdicts
+from sparsity_lib.experiments import nm_common, nm_cost_report, nm_energy, nm_quality, nm_report, nm_verdicts
 from sparsity_lib.experiments.nm_common import point
 from sparsity_lib.parts.nm import NofM
 from sparsity_lib.parts.select import TopK
@@ -82,6 +82,34 @@ def test_rows_have_a_cell_for_each_column():
     assert {len(r) for r in weights} == {6} and all(r[5].value == pytest.approx(2) for r in weights)
     sites = nm_report.site_rows(DATA)
     assert len(sites) == 7 + 4 and sites[0][4].value == pytest.approx(sites[0][3].value / 25)
+
+
+def test_costs_of_patterns_and_what_they_buy():
+    assert nm_report.drops(DATA, MODEL, "2:4", "50%").value == pytest.approx(3)
+    closed = nm_cost_report.gap_closed(DATA, MODEL, "8:16")
+    assert closed.value == pytest.approx((0.54 - 0.27) / (0.54 - 0.18)) and closed.low == pytest.approx(closed.high)
+    rows = nm_cost_report.trade_rows(DATA)
+    assert [r[0] for r in rows] == list(nm_common.PATTERNS) and {len(r) for r in rows} == {6 + len(nm_cost_report.models(DATA))}
+    assert [(r[2].value, r[3]) for r in rows] == [(1.5, 3), (3, 5), (5, 9), (7.5, 17)]
+    assert all(1 < r[4].value < r[5].value < 2 for r in rows) and rows[0][6] is None
+    points = nm_cost_report.trade_points(DATA)["bits"][MODEL]
+    assert [p for p, *_ in points] == list(nm_common.PATTERNS) and points[2][2].value == pytest.approx(0.27 * 1.05)
+
+
+def test_rows_of_measured_masks():
+    patterns = nm_common.PATTERNS
+    many = {f"{way} {p}": cost for way, cost in (("ours", 0.5), ("torch", 20.0)) for p in patterns}
+    times = {rule: {"median_us": 60.0} for rule in ("threshold", "topk", *patterns)}
+    product = {"times": times, "speedup": dict.fromkeys(times, 1.5), "saved_us": dict.fromkeys(times, 40.0)}
+    share = {f"{way} {p}{more}": 0.04 for way, more in (("ours", ""), ("ours", ", repaired"), ("torch", "")) for p in patterns}
+    masks = {width: {"many": many} for width in ("4096", "576")}
+    bench = {"masks": masks, "products": {"14336 x 4096": product}, "prompt": {"share": share}}
+    rows = nm_cost_report.product_rows(bench)
+    assert [r[1] for r in rows] == ["threshold", "top-k", *patterns]
+    assert rows[0][4:] == [None, None] and rows[2][5].value == pytest.approx(100 * 0.5 / 40)
+    prompt = [[r[0], *(c.value for c in r[1:])] for r in nm_cost_report.prompt_rows(bench)]
+    assert prompt == [[p, 4.0, 4.0, 4.0] for p in patterns]
+    assert nm_cost_report.mask_points(bench)["torch"]["8:16"] == [(576, 20.0), (4096, 20.0)]
 
 
 def task(name, right):

@@ -12,8 +12,6 @@ from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval, resample
 from sparsity_lib.evaluate.quality import Quality, difference
 from sparsity_lib.experiments.claws_report import cell, perplexity, points, short
 from sparsity_lib.experiments.nm_common import PATTERNS, UNSTRUCTURED
-from sparsity_lib.nm_facts import metadata_bits
-from sparsity_lib.parts.nm import pattern_of
 from sparsity_lib.report import Number
 
 EVERY = (*PATTERNS, UNSTRUCTURED)
@@ -44,12 +42,6 @@ def beside_weights(data: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[st
                    for score in ("wanda", "magnitude")}
         found[model] = {"nm": own, **weights}
     return found
-
-
-def trade_points(data: Mapping[str, Any]) -> dict[str, list[tuple[str, float, Interval]]]:
-    """model -> [(pattern, bits of metadata an element, KL by |x|)]."""
-    return {model: [(p, metadata_bits(*pattern_of(p)), quality(one(data, model, p)).divergence()) for p in PATTERNS]
-            for model in data}
 
 
 def solved(results: Mapping[str, Any], task: str) -> float:

@@ -17,10 +17,6 @@ SCORES = {
     "act": ("|x|", style.PURPLE, "*"), "clact": ("CLACT", style.BLUE, "v"), "amber": ("Amber", style.ORANGE, "s"),
     "wina": ("|x| times column norm", style.SKY, "^"), "gradient": ("|x| times gradient", style.RED, "D"),
 }
-SITES = {
-    "qkv_in": ("inputs of q, k, v", style.BLUE, "o"), "o_in": ("inputs of o", style.GREEN, "s"),
-    "up_in": ("inputs of gate and up", style.ORANGE, "^"), "down_in": ("inputs of down", style.PURPLE, "D"),
-}
 Points = Sequence[tuple[str, Interval]]
 
 
@@ -87,7 +83,7 @@ def energy(found: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], law
     figure, panels = style.figure(1, len(found), height=3.2, sharey=True, squeeze=False)
     for axes, (model, sites) in zip(panels[0], found.items(), strict=True):
         for place, (site, shares) in enumerate(sites.items()):
-            label, color, marker = SITES[site]
+            label, color, marker = style.SITES[site]
             x = np.arange(len(order)) + (place - 1.5) * 0.12
             values = np.array([[np.median(shares[p]), np.min(shares[p]), np.max(shares[p])] for p in order])
             spread = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
@@ -103,16 +99,41 @@ def energy(found: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], law
     return figure
 
 
-def trade(found: Mapping[str, Sequence[tuple[str, float, Interval]]]) -> Figure:
-    """KL against bits of metadata an element, a line a model: model -> [(pattern, bits, KL), ...]."""
-    figure, axes = style.figure(height=2.9)
-    looks = zip(found.items(), ((style.PURPLE, "o"), (style.GREEN, "s")), strict=False)
-    for (model, points), (color, marker) in looks:
-        bits, values = [b for _, b, _ in points], [i.value for *_, i in points]
-        spread = [[i.value - i.low for *_, i in points], [i.high - i.value for *_, i in points]]
-        axes.errorbar(bits, values, yerr=spread, color=color, marker=marker, label=short(model), capsize=2)
-        for pattern, x, i in points:
-            axes.annotate(pattern, (x, i.value), xytext=(4, 6), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="metadata (bits an element)", ylabel="KL to the dense model\n(nats per token)", yscale="log")
-    axes.legend()
+#: Model of a cost -> label of its axis.
+COSTS = {
+    "bits": "metadata\n(bits an element)", "comparators": "comparators\nan element",
+    "choices": "weights a multiplier\nchooses from",
+}
+
+
+def trade(found: Mapping[str, Mapping[str, Sequence[tuple[str, float, Interval]]]]) -> Figure:
+    """KL against what a pattern costs, a panel a model of cost, a line a model: cost -> model -> [(pattern, cost, KL), ...]."""
+    figure, panels = style.figure(1, len(found), height=3.2, sharey=True, squeeze=False)
+    for axes, (cost, models) in zip(panels[0], found.items(), strict=True):
+        for (model, points), (color, marker) in zip(models.items(), ((style.PURPLE, "o"), (style.GREEN, "s")), strict=False):
+            x, values = [c for _, c, _ in points], [i.value for *_, i in points]
+            spread = [[i.value - i.low for *_, i in points], [i.high - i.value for *_, i in points]]
+            axes.errorbar(x, values, yerr=spread, color=color, marker=marker, label=short(model), capsize=2)
+            for pattern, at, i in points:
+                axes.annotate(pattern, (at, i.value), xytext=(4, 5), textcoords="offset points", fontsize=7.5)
+        axes.set(xlabel=COSTS[cost], yscale="log")
+        axes.margins(x=0.18)
+    panels[0][0].set_ylabel("KL to the dense model\n(nats per token)")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def mask_costs(found: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> Figure:
+    """Microseconds a token against channels, on logarithmic axes: way ("ours", "torch") -> pattern -> [(channels, us), ...]."""
+    figure, axes = style.figure(height=3.2)
+    colors = (style.BLUE, style.GREEN, style.PURPLE, style.RED)
+    for way, line, words in (("torch", ":", "topk and scatter"), ("ours", "-", "one pass")):
+        for (pattern, points), color in zip(found[way].items(), colors, strict=True):
+            label = f"{words}, {pattern}"
+            axes.plot(*zip(*points, strict=True), color=color, linestyle=line, marker="o", markersize=3.5, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="channels", ylabel="microseconds a token")
+    widths = [width for width, _ in found["ours"]["2:4"]]
+    axes.set_xticks(widths, [str(width) for width in widths])
+    axes.minorticks_off()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

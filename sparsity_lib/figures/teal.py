@@ -12,11 +12,6 @@ from sparsity_lib import style
 from sparsity_lib.evaluate.bootstrap import Interval
 from sparsity_lib.experiments.claws_report import short
 
-SITES = {
-    "qkv_in": ("inputs of q, k, v", style.BLUE, "o"), "o_in": ("inputs of o", style.GREEN, "s"),
-    "up_in": ("inputs of gate and up", style.ORANGE, "^"), "down_in": ("inputs of down", style.PURPLE, "D"),
-}
-
 
 def levels(found: Mapping[str, Mapping[str, Sequence[float]]], target: float | None = None) -> Figure:
     """The sparsity that the greedy search chose, by layer, a panel a model, a line a site; the uniform one as a dotted line.
@@ -29,7 +24,7 @@ def levels(found: Mapping[str, Mapping[str, Sequence[float]]], target: float | N
     figure, panels = style.figure(1, len(found), height=3.0, sharey=True, squeeze=False)
     for axes, (model, sites) in zip(panels[0], found.items(), strict=True):
         for site, layers in sites.items():
-            label, color, marker = SITES[site]
+            label, color, marker = style.SITES[site]
             axes.plot(range(len(layers)), [100 * v for v in layers], color=color, marker=marker, markersize=3.5, label=label)
         if target is not None:
             axes.axhline(100 * target, color=style.GRAY, linestyle=":", label="uniform")
