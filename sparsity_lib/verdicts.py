@@ -60,7 +60,7 @@ def effect(
     outcome = NOT_REPRODUCED if not established else REPRODUCED if reaches else DIRECTION
     because = (
         f"the interval {'lies beyond' if established else 'does not lie beyond'} {null:g} on the claimed side"
-        f" and {'reaches' if reaches else 'does not reach'} the size asked for, {published:g}"
+        f" and {'reaches' if reaches else 'does not reach'} the size asked for, {published:.4g}"
     )
     return Verdict(claim, words, experiment, number, low, high, outcome, because)
 

@@ -200,7 +200,8 @@ def test_nothing_is_printed_but_our_own_bar(tiny, tokenizer, capfd, caplog, monk
     ({"tasks": "hellasweg"}, "hellaswag"), ({"tasks": ["piqa", "avg6"]}, "avg5"), ({"tasks": "mmlu_anatomi"}, "mmlu_anatomy"),
     ({"tasks": []}, "at least one"), ({"limit": 0}, "limit"), ({"limit": 1.5}, "limit"), ({"limit": True}, "limit"),
     ({"num_fewshot": -1}, "num_fewshot"), ({"num_fewshot": {"boolq": 1}}, "boolq"), ({"backend": "vllm"}, "prefix"),
-    ({"num_fewshot": 6, "tasks": "mmlu_anatomy"}, "at most 5"), ({"seed": -1}, "seed"), ({"batch_tokens": 1}, "batch_tokens"),
+    ({"num_fewshot": 6, "tasks": "mmlu_anatomy"}, "at most 5"), ({"seed": -1}, "seed"),
+    ({"max_new_tokens": 0}, "max_new_tokens"), ({"batch_tokens": 1}, "batch_tokens"),
 ])
 def test_bad_input_is_refused_at_the_door(options, message, tiny, tokenizer):
     with pytest.raises(SparsityError, match=message):
@@ -230,6 +231,15 @@ def test_written_answers_are_scored_by_document(name, tiny, tokenizer, monkeypat
     assert result.tasks[name].values["exact_match"] == tuple(float(i % 3 > 0) for i in range(6))
     assert result.score(name).mean == pytest.approx(4 / 6) and result.score(name).stderr > 0
     assert all(request.args[0].count("Answer:") == 3 for request in asked)
+
+
+def test_an_answer_can_be_cut(tiny, tokenizer, monkeypatch):
+    asked = []
+    monkeypatch.setattr(HFLM, "generate_until", lambda self, requests, **k: asked.extend(requests) or ["?"] * len(requests))
+    run_benchmarks(tiny, tokenizer, ["triviaqa", "piqa"], limit=2, max_new_tokens=7)
+    run_benchmarks(tiny, tokenizer, "triviaqa", limit=1)
+    assert [request.args[1].get("max_gen_toks") for request in asked] == [7, 7, None]
+    assert all(request.args[1]["until"] for request in asked)
 
 
 def test_a_model_writes_until_the_task_says_stop(tiny, tokenizer):

@@ -180,6 +180,10 @@ def test_coverage_counts_what_was_targeted():
     assert coverage.verdict_coverage(COVERAGE).outcome == "not reproduced"  # one model reaches nothing
     rest = {name: found for name, found in COVERAGE.items() if found["chosen"]}
     assert coverage.verdict_coverage(rest).number == pytest.approx(43)
+    assert coverage.verdict_coverage(rest).outcome == "reproduced"
+    weak = {**rest["gemma3-270m"], "tried": [{**p, "shares": shares(0.2)} for p in rest["gemma3-270m"]["tried"]]}
+    weakest = coverage.verdict_coverage({**rest, "gemma3-270m": weak})  # what the others reach does not lift it
+    assert weakest.outcome == "direction only" and weakest.number == weakest.high == pytest.approx(20)
     assert coverage.verdict_tolerance(COVERAGE, "gemma3-270m").outcome == "reproduced"
     assert coverage.verdict_tolerance(COVERAGE, "small-vit").outcome == "not reproduced"
 

@@ -174,7 +174,7 @@ def task_name(point: Mapping[str, Any] | None) -> str:
 
 def task_rows(data: Mapping[str, Any], group: str) -> list[list[Any]]:
     """Model, what is pruned; mean of the ranked tasks (%), relative drop (%), LAMBADA and TriviaQA (%) with their difference to
-    the dense model in points."""
+    the dense model in points, where the model was made to write."""
     rows = []
     for model, points_of in data.items():
         dense = {task: BenchmarkResult.from_dict(r) for task, r in points_of[0]["written"].items()}
@@ -184,6 +184,9 @@ def task_rows(data: Mapping[str, Any], group: str) -> list[list[Any]]:
             row = [short(model), task_name(found["point"]), Number(100 * mean, ".1f")]
             row.append(None if place == 0 else cell(lost, ".1f", atol=0.3))
             for task in ("lambada_openai", "triviaqa"):
+                if task not in found.get("written", ()):
+                    row += [None, None]
+                    continue
                 own = BenchmarkResult.from_dict(found["written"][task])
                 gap = None if place == 0 else points(own, dense[task], task)
                 row += [Number(100 * own.score(task).mean, ".1f"), gap]

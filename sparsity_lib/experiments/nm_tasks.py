@@ -11,11 +11,14 @@ from sparsity_lib.experiments.nm_common import DTYPE, PATTERNS, UNSTRUCTURED, Be
 from sparsity_lib.experiments.scap_grid import TEXT
 
 RANKED = "scap7"
-#: Task -> documents, examples in the prompt.
-WRITTEN = {"lambada_openai": (500, 0), "triviaqa": (200, 5)}
+#: Task -> documents, examples in the prompt. An answer of TriviaQA is a few words; a broken model would go on for ever.
+WRITTEN, ENOUGH = {"lambada_openai": (500, 0), "triviaqa": (200, 5)}, 32
 #: Tried on the dense model, and on the others where that gets at least `LEAST` right: what it cannot do, pruning cannot break.
 HARD, LEAST = {"gsm8k": (48, 5)}, 0.1
 LIMIT = 100
+#: Points at which the model writes too.
+WRITING = (None, *(point(pattern) for pattern in ("2:4", "8:16", UNSTRUCTURED)),
+           *(point(pattern, on="weights", score="wanda") for pattern in ("2:4", "8:16", UNSTRUCTURED)))
 POINTS: tuple[dict[str, Any] | None, ...] = (
     None, *(point(pattern) for pattern in (*PATTERNS, UNSTRUCTURED)), point("8:16", repair=["var"]),
     point("8:16", transform="dpts", repair=["var"]),
@@ -32,13 +35,15 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
         data[name] = []
         for each in POINTS:
             item = partial(_item, checkpoint, loaded, name, each)
-            found = {"ranked": item({RANKED: (LIMIT, 0)}), "written": item(WRITTEN)}
-            if each is None or score(data[name][0]["hard"], "gsm8k") >= LEAST:
+            found = {"ranked": item({RANKED: (LIMIT, 0)})}
+            if each in WRITING:
+                found["written"] = item(WRITTEN, max_new_tokens=ENOUGH)
+            if each is None or each in WRITING and score(data[name][0]["hard"], "gsm8k") >= LEAST:
                 found["hard"] = item(HARD)
             data[name].append({"point": each, **found})
             print(f"{name} {each} done", flush=True)
-    return data, {"points": POINTS, "ranked": RANKED, "limit": LIMIT, "written": WRITTEN, "hard": HARD, "least": LEAST,
-                  "dtype": DTYPE, "calibration": common.CALIBRATION}, [0]
+    return data, {"points": POINTS, "ranked": RANKED, "limit": LIMIT, "written": WRITTEN, "enough": ENOUGH, "hard": HARD,
+                  "least": LEAST, "dtype": DTYPE, "calibration": common.CALIBRATION}, [0]
 
 
 def score(result: dict[str, Any], task: str) -> float:
@@ -46,8 +51,9 @@ def score(result: dict[str, Any], task: str) -> float:
     return BenchmarkResult.from_dict(result[task]).score(task).mean
 
 
-def _item(checkpoint, loaded: list[Bench], name: str, each: dict | None, tasks: dict[str, tuple[int, int]]) -> dict[str, Any]:
-    params = {"model": name, "point": each, "tasks": tasks, "dtype": DTYPE, "calibration": common.CALIBRATION}
+def _item(checkpoint, loaded: list[Bench], name: str, each: dict | None, tasks: dict[str, tuple[int, int]],
+          **options: int) -> dict[str, Any]:
+    params = {"model": name, "point": each, "tasks": tasks, "dtype": DTYPE, "calibration": common.CALIBRATION, **options}
     return checkpoint.item(params, partial(_score, loaded, params))
 
 
@@ -57,7 +63,8 @@ def _score(loaded: list[Bench], params: dict) -> dict[str, Any]:
     bench, each = loaded[0], params["point"]
 
     def all_tasks() -> dict[str, Any]:
-        return {task: run_benchmarks(bench.model, bench.tokenizer, task, limit=limit, num_fewshot=shots or None).to_dict()
+        return {task: run_benchmarks(bench.model, bench.tokenizer, task, limit=limit, num_fewshot=shots or None,
+                                     max_new_tokens=params.get("max_new_tokens")).to_dict()
                 for task, (limit, shots) in params["tasks"].items()}
 
     if each is None:

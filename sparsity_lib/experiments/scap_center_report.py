@@ -90,7 +90,7 @@ def distribution_rows(distributions: Mapping[str, Any]) -> list[list[Any]]:
         for place, found in places.items():
             names = ("mean", "median", "mode", "std", "near_zero", "near_mode")
             middle = {name: float(np.median(found[name])) for name in names}
-            rows.append([short(network), place, *(Number(middle[n], ".3f", atol=0.005) for n in names[:4]),
+            rows.append([short(network), place, *(Number(middle[n], "z.3f", atol=0.005) for n in names[:4]),
                          Number(float(np.median(offset(found))), ".2f", atol=0.02),
                          Number(100 * middle["near_zero"], ".1f"), Number(100 * middle["near_mode"], ".1f")])
     return rows

@@ -187,14 +187,15 @@ def training(found: Sequence[Any]) -> Figure:
     """Loss against the share of the FFN skipped: the network with its SiLU under SCAP, and the one with ReLUs."""
     figure, axes = style.figure(height=3.0)
     looks = {"plain": ("SiLU, pruned by SCAP", style.ORANGE, "p", "-"),
-             "relufied": ("two ReLUs and more training", style.BLUE, "o", "")}
+             "relufied": ("two ReLUs, the same training", style.BLUE, "o", "")}
     for network, (label, color, marker, line) in looks.items():
         own = sorted((p for p in found if p.network == network), key=lambda p: p.ffn.value)
         axes.plot([100 * p.ffn.value for p in own], [p.loss().value for p in own], color=color, marker=marker, linestyle=line,
                   label=label)
-        for point in own if network == "relufied" else ():
-            axes.annotate(point.what, (100 * point.ffn.value, point.loss().value), xytext=(0, 7), textcoords="offset points",
-                          fontsize=7.5, ha="center", color=color)
+        for place, point in enumerate(own if network == "relufied" else ()):
+            above = place % 2  # neighbours lie close: their names go to opposite sides
+            axes.annotate(point.what, (100 * point.ffn.value, point.loss().value), xytext=(0, 7 if above else -7),
+                          textcoords="offset points", fontsize=7.5, ha="center", va="bottom" if above else "top", color=color)
     axes.set(xlabel="FFN weights skipped (%)", ylabel="loss (nats per token)", xlim=(-5, 105))
     axes.margins(y=0.2)
     axes.legend(loc="upper left")
