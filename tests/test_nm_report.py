@@ -76,7 +76,7 @@ def test_ratios_and_verdicts_are_those_of_the_numbers():
 def test_rows_have_a_cell_for_each_column():
     assert {len(r) for r in nm_report.score_rows(DATA, nm_quality.SCORES)} == {4 + len(nm_quality.SCORES)}
     rows = nm_report.repair_rows(DATA, "8:16")
-    assert [r[2].value for r in rows] == sorted(r[2].value for r in rows)
+    assert [r[3].value for r in rows] == sorted(r[3].value for r in rows)
     assert sum(r[1] == "nothing" for r in rows) == 1 and {"VAR", "D-PTS + VAR", "Amber"} <= {r[1] for r in rows}
     weights = nm_report.weight_rows(DATA)
     assert {len(r) for r in weights} == {6} and all(r[5].value == pytest.approx(2) for r in weights)

@@ -91,7 +91,7 @@ def score_rows(data: Mapping[str, Any], scores: Sequence[str]) -> list[list[Any]
 
 
 def repair_rows(data: Mapping[str, Any], pattern: str) -> list[list[Any]]:
-    """Model, what is added to plain |x|, KL, KL less plain's (paired), perplexity; from best to worst."""
+    """Model, what is added to plain |x|, weights skipped (%), KL, KL less plain's (paired), perplexity; from best to worst."""
     rows = []
     for model in data:
         base = quality(one(data, model, pattern))
@@ -100,7 +100,8 @@ def repair_rows(data: Mapping[str, Any], pattern: str) -> list[list[Any]]:
         for point in sorted(found, key=lambda p: quality(p).divergence().value):
             own = quality(point)
             gap = None if named(point) == "nothing" else cell(difference(own, base), "+z.3f", atol=0.003)
-            rows.append([short(model), named(point), cell(own.divergence(), ".3f"), gap, perplexity(own)])
+            skipped = Number(100 * point["shares"]["skipped"], ".1f")
+            rows.append([short(model), named(point), skipped, cell(own.divergence(), ".3f"), gap, perplexity(own)])
     return rows
 
 
