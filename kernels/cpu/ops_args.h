@@ -38,14 +38,22 @@ struct Scratch {
 
 struct InputSparse {
     const Weight* weight;
-    const Select* select;  // [stripes]
-    int64_t stripes;
-    int64_t stripe_width;
+    const Select* select;
     Vectors x, y;
     const float* bias;
     int32_t share;
     int64_t* read;  // weights read, added up over threads (may be null)
     float* partial; // [shares, batch, padded] where the rows are divided (shares.h)
+    Scratch* scratch;
+};
+
+struct Striped {
+    const Stripe* stripes;  // in the order of their outputs
+    int64_t count;
+    Vectors x, y;
+    const float* bias;
+    int32_t share;
+    int64_t* read;  // weights read, added up over threads (may be null)
     Scratch* scratch;
 };
 
@@ -57,7 +65,8 @@ struct Dense {
 };
 
 struct SparseGlu {
-    const Weight *gate, *up, *down;
+    const Weight *gate, *up, *down;  // gate: null where its outputs are given
+    Vectors given;                   // act(W_gate x), then
     const float *gate_bias, *up_bias, *down_bias;
     Select select;
     int32_t activation, share;
