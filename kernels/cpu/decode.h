@@ -265,7 +265,7 @@ static void decode(const Team& team, const DecodeStep& s) {
         add_residual(x, fetch(ffn, 0, m.hidden, b.score), layer.norm_after_ffn, m.hidden, m.eps, b.value);
     }
     rms_norm(x, m.final_norm, m.hidden, m.hidden + 128, m.eps, b.x);
-    project(team, s, m.head, 0, {}, m.stripes_head, b.x, s.logits, 0);
+    project(team, s, m.head, m.head_bias, {}, m.stripes_head, b.x, s.logits, 0);
     if (m.stripes_head.count) team.wait();  // a thread's stripes are not the logits that it scales
     for (int64_t v = team.begin(m.vocabulary); v < team.end(m.vocabulary); v++) {
         s.logits[v] *= m.logit_factor;

@@ -41,7 +41,7 @@ struct Decoder {
     int64_t layer_count, hidden, heads, kv_heads, head_dim, neurons, capacity, vocabulary;
     Weight embedding, head;  // by outputs
     Stripes stripes_head;    // in place of `head`
-    const float* final_norm;
+    const float *final_norm, *head_bias;  // the bias may be null
     const float *cosine[2], *sine[2];  // [capacity, head_dim]
     float eps, scaling, embedding_scale, attention_cap, logit_cap, logit_factor;
     int32_t activation, cache_format;

@@ -55,7 +55,7 @@ struct Model {
     std::vector<Block> blocks;
     Matrix embedding, head;
     Granular head_stripes;
-    std::vector<float> final_norm, cosine[2], sine[2];
+    std::vector<float> final_norm, head_bias, cosine[2], sine[2];
     std::vector<Layer> layers;
     Decoder decoder{};
 
@@ -65,6 +65,7 @@ struct Model {
         head = matrix(s.vocabulary, s.hidden, options.stored, true, 1 / sqrtf(float(s.hidden)));
         if (options.stripes) head_stripes.fill(s.hidden, s.vocabulary, options.stored);
         final_norm = multipliers(s.hidden);
+        if (options.extras) head_bias = normals(s.vocabulary, 0.3f);
         for (int table = 0; table < 2; table++)
             for (int64_t i = 0; i < s.capacity * s.head_dim; i++) {
                 const double angle = double(i / s.head_dim) * pow(table ? 50 : 10, -double(i % (s.head_dim / 2)) / 4);
@@ -133,7 +134,7 @@ struct Model {
         }
         const bool extras = options.extras;
         decoder = {layers.data(), s.layers, s.hidden, s.heads, s.kv_heads, s.head_dim, s.neurons, s.capacity, s.vocabulary,
-                   embedding.weight, head.weight, head_stripes.view(), final_norm.data(), {cosine[0].data(), cosine[1].data()},
+                   embedding.weight, head.weight, head_stripes.view(), final_norm.data(), at(head_bias), {cosine[0].data(), cosine[1].data()},
                    {sine[0].data(), sine[1].data()}, 1e-5f, float(1 / sqrt(double(s.head_dim))), extras ? 1.5f : 1.0f,
                    extras ? 2.0f : 0.0f, extras ? 3.0f : 0.0f, extras ? 0.5f : 1.0f, options.activation, options.cache_format};
     }

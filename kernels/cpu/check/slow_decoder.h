@@ -27,7 +27,7 @@ struct SlowDecoder {
             else
                 add(x, project(b, 4, b.down, b.biases[5], model.options.down, expanded(b, inside)), b.norms[3]);
         }
-        Row logits = granular(model.head_stripes, model.head, {}, normed(x, model.final_norm));
+        Row logits = granular(model.head_stripes, model.head, model.head_bias, normed(x, model.final_norm));
         for (double& v : logits) {
             v *= m.logit_factor;
             if (m.logit_cap > 0) v = m.logit_cap * tanh(v / m.logit_cap);
