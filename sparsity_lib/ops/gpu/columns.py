@@ -18,16 +18,6 @@ def finish(sums, scales, bias, col, inside, GROUP: tl.constexpr):
 
 
 @triton.jit
-def skip_stripes(thresholds, data, scales, number, rows, padded, GROUP: tl.constexpr):
-    """Where stripe `number` has its thresholds, weights and, of int4, scales."""
-    entries = number.to(tl.int64) * rows * padded
-    if GROUP > 0:
-        return thresholds + number.to(tl.int64) * rows, data + entries // 8, scales + entries // GROUP
-    else:
-        return thresholds + number.to(tl.int64) * rows, data + entries, scales
-
-
-@triton.jit
 def columns_kernel(
     x, values, data, scales, bias, shift, scale, thresholds, border, last, out,
     tokens, rows, cols, padded, threshold, steps,
@@ -47,7 +37,13 @@ def columns_kernel(
     if STRIPE > 0:
         each = tl.cdiv(STRIPE, COLS)
         start, end = block // each * STRIPE, tl.minimum((block // each + 1) * STRIPE, cols)
-        thresholds, data, scales = skip_stripes(thresholds, data, scales, block // each, rows, padded, GROUP)
+        number = (block // each).to(tl.int64)
+        thresholds += number * rows
+        if GROUP > 0:
+            data += number * rows * padded // 8
+            scales += number * rows * padded // GROUP
+        else:
+            data += number * rows * padded
         block = block % each
     col0 = block * COLS  # within the stripe
     token = tl.program_id(2) * BATCH + tl.arange(0, BATCH)

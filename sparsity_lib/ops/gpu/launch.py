@@ -239,7 +239,7 @@ def _native(x: Tensor, weight: Packed) -> bool:
 def _column_blocks(weight: Packed, batch: int, native: bool) -> tuple[int, int, int]:
     """Inputs and outputs of a block, warps. No block is much wider than a stripe."""
     wide = 256 if FORMATS[weight.format][2] <= 8 and not weight.stripe else 128
-    if weight.stripe and weight.format != "int4":  # of which a line is the least
+    if weight.stripe and FORMATS[weight.format][2] > 8:  # of narrower formats a thread reads many entries at once
         wide = min(wide, max(16, triton.next_power_of_2(weight.stripe)))
     if batch == 1:
         return (16 if weight.format == "int4" else 32), wide, 4
