@@ -226,9 +226,9 @@ def test_values_that_are_dropped_add_nothing():
 def test_sums_in_many_splits():
     """So many inputs that the sums are cut; with a scale an output, a bias, and thresholds by stripe."""
     for format, dtype in (("int8", torch.float16), ("int4", torch.bfloat16), ("bfloat16", torch.float32)):
-        w, x, bias = ops.pack(weight(400, 140), "inputs", format), draw(2, 400).to(dtype), draw(140, seed=7)
+        whole, x, bias = ops.pack(weight(400, 140), "inputs", format), draw(2, 400).to(dtype), draw(140, seed=7)
         for rule in ({"threshold": draw(2, 400), "stripe": 128}, {"k": 200}):
-            w, rule = in_stripes(rule, weight(400, 140), w, format=format)
+            w, rule = in_stripes(rule, weight(400, 140), whole, format=format)
             for batch in (x, x[:1]):
                 found = ops.input_sparse(batch, w, bias=bias, **rule)
                 torch.testing.assert_close(found, reference.input_sparse(batch, w, bias=bias, **rule), **CLOSE[dtype])

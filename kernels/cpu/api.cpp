@@ -59,7 +59,7 @@ EXPORT int sparsity_striped(const Stripe* stripes, int64_t count, int64_t output
     if (x->batch == 0) return OK;
     Scratch scratch[MAX_THREADS];
     threads = team_of(threads);
-    if (!prepare(stripes[0].weight.rows, x->batch, threads, scratch, 0, nullptr, nullptr)) return NO_MEMORY;
+    if (!prepare(stripes[0].weight.rows, x->batch, threads, scratch, 0, nullptr, nullptr, true)) return NO_MEMORY;
     Striped call{stripes, count, *x, *y, bias, share, read, scratch};
     run_team([](const Team& team, void* a) { kernels->striped(team, *static_cast<Striped*>(a)); }, &call, threads);
     return OK;

@@ -62,7 +62,7 @@ struct Buffers {
 void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
     const int64_t n = widest(m);
     for (int i = 0; i < threads; i++) {
-        b.scratch[i] = carve(c, n, 1);
+        b.scratch[i] = carve(c, n, 1, true);
         b.residual[i] = c.take<float>(m.hidden);
         b.scores[i] = c.take<float>(HEADS_TOGETHER * scores_pitch(m.capacity));
         b.wide[i] = c.take<float>(n);

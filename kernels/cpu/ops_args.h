@@ -4,6 +4,7 @@
 
 constexpr int MAX_BATCH = 16;
 constexpr int KEYS_MORE = 64;  // choose.h reads keys in whole vectors
+constexpr int ROWS_AHEAD = 160;  // rows of the next stripe that are fetched while one is read (stripes.h)
 constexpr int ROWS_MORE = 16;  // and writes indices and values in whole vectors
 
 // Parts into which the rows of a matrix are divided, whatever the number of threads or tokens: the order of a sum must not
@@ -31,9 +32,11 @@ struct Scratch {
     float* score;     // [n]
     float* factors;   // [n, batch], and ROWS_MORE
     float* acc;       // [2, batch, block_of(batch)]
-    int32_t* rows;    // [n + ROWS_MORE]
+    int32_t* rows;    // [n + ROWS_MORE + ROWS_AHEAD]
     uint16_t* marks;  // [n]
     uint32_t* keys;   // [n + KEYS_MORE]
+    int32_t* next_rows;   // as `rows` and `factors`, for another stripe; null where there are no stripes
+    float* next_factors;
 };
 
 struct InputSparse {
