@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from ops_tiny import gap
+from ops_tiny import gap, in_stripes
 
 from sparsity_lib import ops
 from sparsity_lib.ops import gpu, reference
@@ -33,12 +33,13 @@ def weight(inputs, outputs, seed=0):
 
 def rules(inputs, outputs):
     """Keyword arguments of every way to choose."""
-    positive = [draw(n, inputs, seed=5).abs() for n in (1, -(-outputs // 128))]
+    narrow, wide = min(40, outputs), min(128, outputs)
+    positive = [draw(n, inputs, seed=5).abs() for n in (1, -(-outputs // narrow))]
     return [
         {"threshold": 0.5}, {"threshold": -1.0}, {"threshold": 1e99}, {"threshold": positive[0][0]},
         {"threshold": 0.5, "shift": draw(inputs, seed=3), "scale": positive[0][0]},
-        {"threshold": positive[1], "stripe_width": 128},
-        {"threshold": draw(-(-outputs // 256), inputs, seed=6), "stripe_width": 256, "shift": draw(inputs, seed=3)},
+        {"threshold": positive[1], "stripe": narrow},
+        {"threshold": draw(-(-outputs // wide), inputs, seed=6), "stripe": wide, "shift": draw(inputs, seed=3)},
         {"k": max(1, inputs // 2)}, {"k": 0}, {"k": inputs}, {"k": 1}, {"k": -(-inputs // 3), "scale": positive[0][0]},
     ]
 
@@ -55,8 +56,9 @@ def test_input_sparse_is_the_reference(format, dtype):
     first = (FORMATS.index(format) + DTYPES.index(dtype)) % 2  # every format meets every rule, in one dtype or another
     for i in range(first, len(rules(1, 1)), 2):
         (inputs, outputs), tokens, share = places[i]
-        w = ops.pack(weight(inputs, outputs), "inputs", format, (32, 128)[i // 2 % 2])
-        x, rule = draw(tokens, inputs, seed=1).to(dtype), rules(inputs, outputs)[i]
+        how = {"format": format, "group": (32, 128)[i // 2 % 2]}
+        x, w = draw(tokens, inputs, seed=1).to(dtype), ops.pack(weight(inputs, outputs), "inputs", **how)
+        w, rule = in_stripes(rules(inputs, outputs)[i], weight(inputs, outputs), w, **how)
         bias = draw(outputs, seed=2) if i % 3 else None
         found = ops.input_sparse(x, w, bias=bias, share=share, **rule)
         expected = reference.input_sparse(x, w, bias=bias, union=share == "union", **rule)
@@ -93,6 +95,11 @@ def test_glu_is_the_reference(format, activation):
         found = ops.glu(x, gate, up, down, activation=activation, share=share, **rule, **biases)
         expected = reference.glu(x, gate, up, down, activation=activation, union=share == "union", **rule, **biases)
         close = {torch.float32: 1e-4, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
+        torch.testing.assert_close(found, expected, rtol=close, atol=1e-4)
+        each = gap(g, 0.5) * torch.ones(neurons, device=DEVICE)
+        each[::2] = -1.0
+        found = ops.gated(x, g, up, down, threshold=each, share=share, up_bias=biases["up_bias"])
+        expected = reference.gated(x, g, up, down, threshold=each, union=share == "union", up_bias=biases["up_bias"])
         torch.testing.assert_close(found, expected, rtol=close, atol=1e-4)
 
 
@@ -219,8 +226,9 @@ def test_values_that_are_dropped_add_nothing():
 def test_sums_in_many_splits():
     """So many inputs that the sums are cut; with a scale an output, a bias, and thresholds by stripe."""
     for format, dtype in (("int8", torch.float16), ("int4", torch.bfloat16), ("bfloat16", torch.float32)):
-        w, x, bias = ops.pack(weight(400, 140), "inputs", format), draw(2, 400).to(dtype), draw(140, seed=7)
-        for rule in ({"threshold": draw(2, 400), "stripe_width": 128}, {"k": 200}):
+        whole, x, bias = ops.pack(weight(400, 140), "inputs", format), draw(2, 400).to(dtype), draw(140, seed=7)
+        for rule in ({"threshold": draw(2, 400), "stripe": 128}, {"k": 200}):
+            w, rule = in_stripes(rule, weight(400, 140), whole, format=format)
             for batch in (x, x[:1]):
                 found = ops.input_sparse(batch, w, bias=bias, **rule)
                 torch.testing.assert_close(found, reference.input_sparse(batch, w, bias=bias, **rule), **CLOSE[dtype])
@@ -247,7 +255,7 @@ def test_shapes_that_are_easy_to_forget():
     assert ops.glu(draw(0, 24), rows, rows, ops.pack(weight(10, 24), "inputs"), activation="silu", k=3).shape == (0, 24)
     assert ops.input_sparse(draw(24), w, k=3).shape == (10,)
     x = draw(24, 6).T[1:4]  # neither axis contiguous
-    arguments = (w.data, w.scales, [w.rows, w.cols, w.padded], w.format, w.group, None, None, None, 0.3, -1, 0, None, False)
+    arguments = (w.data, w.scales, [w.rows, w.cols, w.padded], w.format, w.group, None, None, None, 0.3, -1, None, False)
     torch.testing.assert_close(torch.ops.sparsity.input_sparse(x, *arguments), reference.input_sparse(x, w, threshold=0.3))
     deep = draw(6, 24).view(2, 3, 24)
     assert torch.equal(ops.input_sparse(deep, w, k=5).view(6, 10), ops.input_sparse(deep.view(6, 24), w, k=5))
@@ -259,10 +267,12 @@ def test_torch_knows_the_operators():
     part = {id(p): (p.data, p.scales, [p.rows, p.cols, p.padded]) for p in (w, rows, down)}
     known = torch.ops.sparsity
     for operator, arguments in (
-        (known.input_sparse, (x, *part[id(w)], w.format, w.group, None, None, None, 0.5, -1, 0, None, False)),
+        (known.input_sparse, (x, *part[id(w)], w.format, w.group, None, None, None, 0.5, -1, None, False)),
         (known.linear, (x, *part[id(rows)], w.format, w.group, None)),
-        (known.glu, (x, *part[id(rows)], *part[id(rows)], *part[id(down)], w.format, w.group, None, None, None, None,
+        (known.glu, (x, *part[id(rows)], *part[id(rows)], *part[id(down)], w.format, w.group, None, None, None, None, None,
                      0.1, -1, 1, False)),
+        (known.gated, (x, draw(2, 10), *part[id(rows)], *part[id(down)], w.format, w.group, None, None, None, draw(10).abs(),
+                       0.0, -1, False)),
     ):
         torch.library.opcheck(operator.default, arguments, test_utils=("test_schema", "test_faketensor"))
 

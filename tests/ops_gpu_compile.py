@@ -13,7 +13,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from sparsity_lib import ops
-from sparsity_lib.ops.gpu import launch
+from sparsity_lib.ops.gpu import granular, launch
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int8: "*i8",
             torch.uint8: "*u8", torch.int32: "*i32"}
@@ -64,9 +64,11 @@ def test_every_kernel_compiles(compiled, format, dtype, tokens):
     biases = {"gate_bias": each, "up_bias": None, "down_bias": None}
     launch.glu(x, wide, wide, down, activation="gelu", threshold=0.5, k=None, saliency=each, union=False, **biases)
     launch.glu(x, wide, wide, down, activation="silu", threshold=None, k=9, saliency=None, union=True, **biases)
-    plain = {"threshold": 0.5, "k": None, "shift": None, "scale": None, "stripe_width": None, "bias": None, "union": False}
+    plain = {"threshold": 0.5, "k": None, "shift": None, "scale": None, "bias": None, "union": False}
     launch.input_sparse(deep, down, **{**plain, "bias": each})
-    launch.input_sparse(deep, down, **{**plain, "threshold": each[None], "stripe_width": 128, "shift": each, "scale": each})
+    striped = ops.pack(torch.ones(WIDTH, NEURONS), "inputs", format, stripe=48)
+    launch.input_sparse(deep, striped, **{**plain, "threshold": each.expand(2, -1).contiguous(), "shift": each, "scale": each})
+    launch.gated(x, deep, wide, down, threshold=each, k=None, saliency=None, up_bias=None, down_bias=None, union=False)
     assert set(compiled) == {"linear_kernel", "up_kernel", "columns_kernel", "reduce_kernel", "border_kernel"}
     for name, each_ptx in compiled.items():
         for ptx in each_ptx:
@@ -76,6 +78,25 @@ def test_every_kernel_compiles(compiled, format, dtype, tokens):
                 # a predicate, or a size that is 0 where the mask is: 16 bytes at a time, or none
                 masked = re.findall(r"@%p\d+ ld\.global\S*\.v4|cp\.async\.\S+ .*, 0x10, %r\d+;", ptx)
                 assert masked, f"{name} reads weights in small pieces, or those that are masked out"
+
+
+@pytest.mark.parametrize("dtype, width, capability", [
+    (torch.bfloat16, 512, 90), (torch.float16, 40, 80), (torch.float32, 128, 80)])
+def test_training_the_granular_product_compiles(compiled, dtype, width):
+    x, w, each = torch.ones(64, WIDTH, dtype=dtype), torch.ones(NEURONS, WIDTH, dtype=dtype), torch.ones(WIDTH)
+    limits, price = torch.ones(-(-NEURONS // width), WIDTH), torch.ones(64)
+    granular.forward(x, w, limits, each, width)
+    for straight_through in (True, False):
+        granular.backward(x, w, limits, each, each, torch.ones(64, NEURONS, dtype=dtype), price, width, straight_through,
+                          (True, straight_through, straight_through))
+    kernels = {"product_kernel": 1, "cost_kernel": 1, "grad_x_kernel": 2, "grad_w_kernel": 1, "grad_theta_kernel": 1}
+    assert {name: len(each) for name, each in compiled.items()} == kernels
+    for name, each_ptx in compiled.items():
+        for ptx in each_ptx:
+            assert not re.search(r"\b(atom|red)\.", ptx), f"{name} adds in an order that differs from run to run"
+            if name != "cost_kernel":
+                cores = re.search(r"\b(mma|wgmma)\.", ptx) is not None  # float32 is multiplied exactly, without them
+                assert cores == (dtype != torch.float32), name
 
 
 @pytest.mark.parametrize("dtype, m, capability", [(torch.bfloat16, 16, 90), (torch.float16, 4, 80), (torch.float32, 64, 90)])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_tiny import gap
+from ops_tiny import gap, in_stripes
 
 from sparsity_lib import SparsityError, ops
 from sparsity_lib.ops import library, packed, reference
@@ -38,7 +38,8 @@ def rules(inputs, outputs):
         {"threshold": 0.5, "shift": torch.randn(inputs, generator=draw), "scale": torch.rand(inputs, generator=draw)},
         {"k": max(1, inputs // 3), "scale": torch.rand(inputs, generator=draw)},
         {"threshold": torch.rand(inputs, generator=draw)},
-        {"threshold": torch.rand(-(-outputs // 128), inputs, generator=draw), "stripe_width": 128},
+        *({"threshold": torch.rand(-(-outputs // width), inputs, generator=draw), "stripe": width, **moved}
+          for width, moved in ((min(50, outputs), {}), (min(128, outputs), {"shift": torch.randn(inputs, generator=draw)}))),
     ]
 
 
@@ -47,10 +48,12 @@ def rules(inputs, outputs):
 @pytest.mark.parametrize("inputs, outputs", SIZES)
 @pytest.mark.parametrize("format", FORMATS)
 def test_input_sparse_is_the_reference(format, inputs, outputs, dtype):
-    w, bias = ops.pack(weight(inputs, outputs), "inputs", format), vectors(1, outputs)[0]
+    matrix, bias = weight(inputs, outputs), vectors(1, outputs)[0]
+    whole = ops.pack(matrix, "inputs", format)
+    packed = [in_stripes(rule, matrix, whole, format=format) for rule in rules(inputs, outputs)]
     for tokens in (1, 3, 4, 17):
         x = vectors(tokens, inputs, dtype)
-        for rule in rules(inputs, outputs):
+        for w, rule in packed:
             for share in ("own", "union"):
                 found = ops.input_sparse(x, w, bias=bias, share=share, **rule)
                 expected = reference.input_sparse(x, w, bias=bias, union=share == "union", **rule)
@@ -87,6 +90,62 @@ def test_glu_is_the_reference(format, activation):
                     found = ops.glu(x, gate, up, down, activation=activation, share=share, **rule, **biases)
                     expected = reference.glu(x, gate, up, down, activation=activation, union=share == "union", **rule, **biases)
                     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_gate_that_was_computed_elsewhere(format, dtype):
+    for width, neurons in ((64, 96), (333, 301)):
+        up, down = ops.pack(3 * weight(width, neurons), "outputs", format), ops.pack(weight(neurons, width, 2), "inputs", format)
+        biases = {"up_bias": vectors(1, neurons)[0], "down_bias": vectors(1, width, seed=2)[0]}
+        each = torch.rand(neurons, generator=torch.Generator().manual_seed(5))
+        for tokens in (1, 4, 17):
+            x, g = vectors(tokens, width, dtype), vectors(tokens, neurons, torch.float32 if tokens == 4 else dtype, seed=3)
+            for rule in ({"threshold": each}, {"threshold": 0.5, "saliency": each}, {"k": neurons // 3}, {"k": 0}):
+                for share in ("own", "union"):
+                    found = ops.gated(x, g, up, down, share=share, **rule, **biases)
+                    expected = reference.gated(x, g, up, down, union=share == "union", **rule, **biases)
+                    torch.testing.assert_close(found, expected, rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=1e-3)
+    gate = ops.pack(weight(333, 301, 4), "outputs", format)
+    g = ops.linear(vectors(2, 333), gate)
+    found = ops.gated(vectors(2, 333), g, up, down, threshold=each)
+    assert torch.equal(found, ops.glu(vectors(2, 333), gate, up, down, activation="none", threshold=each))
+
+
+@needs_library
+def test_neurons_that_are_dropped_are_not_read():
+    up, down, g = ops.pack(weight(40, 90), "outputs"), ops.pack(weight(90, 30), "inputs"), vectors(3, 90)
+    each = torch.rand(90)
+    kept = (g.abs() > each).any(0)
+    spoilt = [dataclasses.replace(p, data=torch.where(kept[:, None], p.data, torch.nan)) for p in (up, down)]
+    assert 20 < kept.sum() < 85
+    found = ops.gated(vectors(3, 40), g, *spoilt, threshold=each)
+    assert torch.equal(found, ops.gated(vectors(3, 40), g, up, down, threshold=each)) and found.isfinite().all()
+
+
+def test_stripes_of_any_width_hold_the_same_weight():
+    w = weight(37, 100)
+    for format in ops.FORMATS:
+        whole = ops.pack(w, "inputs", format)
+        for width in (1, 7, 64, 100):
+            found = ops.pack(w, "inputs", format, stripe=width)
+            assert found.stripes == -(-100 // width) and (found.rows, found.outputs) == (37, 100)
+            if format == "int4":  # whose groups begin anew in each stripe
+                torch.testing.assert_close(found.dense(), w, rtol=0, atol=0.2 * float(w.abs().max()))
+            else:
+                assert torch.equal(found.dense(), whole.dense())
+            assert found.padded < width + ops.FORMATS[format][1]
+
+
+@needs_library
+def test_a_stripe_reads_what_its_own_thresholds_keep():
+    w, x, rule = ops.pack(weight(60, 70), "inputs", stripe=32), vectors(1, 60), torch.rand(3, 60)
+    kept = (x.abs() > rule).flatten()
+    spoilt = dataclasses.replace(w, data=torch.where(kept[:, None], w.data, torch.nan))
+    assert torch.equal(ops.input_sparse(x, spoilt, threshold=rule), ops.input_sparse(x, w, threshold=rule))
+    other = torch.rand(3, 60)  # the structures that are kept for one tensor are not taken for another
+    torch.testing.assert_close(ops.input_sparse(x, w, threshold=other), reference.input_sparse(x, w, threshold=other))
 
 
 @needs_library
@@ -172,6 +231,10 @@ def test_nibbles_round_trip():
     assert torch.equal(packed._unpack_int4(packed._pack_int4(levels)), levels)
 
 
+def striped(width):
+    return ops.pack(weight(24, 10), "inputs", stripe=width)
+
+
 BAD = [
     (lambda w, x: ops.input_sparse(x, w), "either threshold= or k="),
     (lambda w, x: ops.input_sparse(x, w, k=1, threshold=1.0), "either threshold= or k="),
@@ -185,8 +248,15 @@ BAD = [
     (lambda w, x: ops.linear(x, w), "weight = 'inputs'.*skip='outputs'"),
     (lambda w, x: ops.input_sparse(x, w, k=1, shift=torch.zeros(3)), "shift.*float32 tensor"),
     (lambda w, x: ops.input_sparse(x, w, k=1, bias=torch.zeros(10).double()), "bias.*float32 tensor"),
-    (lambda w, x: ops.input_sparse(x, w, threshold=torch.zeros(3, 24), stripe_width=100), "stripe_width = 100.*multiple of 128"),
-    (lambda w, x: ops.input_sparse(x, w, threshold=0.5, stripe_width=128), "threshold = 0.5.*stripes"),
+    (lambda w, x: ops.input_sparse(x, w, threshold=torch.zeros(3, 24)), r"threshold = .*float32 tensor \[24\]"),
+    (lambda w, x: ops.input_sparse(x, striped(4), threshold=0.5), r"threshold = 0.5.*\[3, 24\].*stripes"),
+    (lambda w, x: ops.input_sparse(x, striped(4), k=3), "threshold = None.*stripes"),
+    (lambda w, x: ops.input_sparse(x, striped(4), threshold=torch.zeros(2, 24)), r"threshold = .*float32 tensor \[3, 24\]"),
+    (lambda w, x: ops.pack(torch.ones(4, 3), "inputs", stripe=0), "stripe = 0"),
+    (lambda w, x: ops.pack(torch.ones(4, 3), "inputs", stripe=5), "stripe = 5.*at most the 4 outputs"),
+    (lambda w, x: ops.pack(torch.ones(4, 3), "outputs", stripe=2), "stripe = 2.*skip='inputs'"),
+    (lambda w, x: ops.pair(ops.pack(torch.ones(24, 3), "outputs"), striped(4)), "stripe = 4.*none"),
+    (lambda w, x: dataclasses.replace(striped(4), stripe=40), "packed weight.*ops.pack"),
     (lambda w, x: ops.input_sparse(x, w, k=1, share="all"), "share = 'all'"),
     (lambda w, x: ops.input_sparse(x, w, k=1, scale=-torch.ones(24)), "scale = -1.0.*at least 0"),
     (lambda w, x: ops.input_sparse(x.requires_grad_(True), w, k=1), "no gradients.*detach"),
@@ -283,11 +353,19 @@ def test_glus_that_do_not_fit_are_refused():
 @needs_library
 def test_torch_knows_the_operators():
     w, x = ops.pack(weight(24, 10), "inputs"), vectors(2, 24)
-    arguments = (x, w.data, w.scales, [w.rows, w.cols, w.padded], w.format, w.group, None, None, None, 0.5, -1, 0, None, False)
+    arguments = (x, w.data, w.scales, [w.rows, w.cols, w.padded], w.format, w.group, None, None, None, 0.5, -1, None, False)
     torch.library.opcheck(torch.ops.sparsity.input_sparse.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
+    each = ops.pack(weight(24, 10), "inputs", stripe=4)
+    up, down, rule = ops.pack(weight(10, 7), "outputs"), ops.pack(weight(7, 5), "inputs"), torch.rand(3, 24)
+    shapes = ([p.rows, p.cols, p.padded] for p in (up, down))
+    arguments = (x[:, :10].contiguous(), torch.randn(2, 7), up.data, None, next(shapes), down.data, None, next(shapes), up.format,
+                 up.group, None, None, None, torch.rand(7), 0.0, -1, False)
+    torch.library.opcheck(torch.ops.sparsity.gated.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
     def layer(x):
-        return torch.relu(ops.input_sparse(x * 2, w, threshold=0.5)) + 1
+        y = torch.relu(ops.input_sparse(x * 2, w, threshold=0.5)) + ops.input_sparse(x, each, threshold=rule)
+        return ops.gated(y, torch.sin(y[:, :7]), up, down, threshold=0.1) + 1
 
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), layer(x))

@@ -195,7 +195,7 @@ def test_torch_knows_the_operator():
     for arguments in ((x, 2, 4, None, None, False, False, False), (x, 3, 8, draw(24), draw(24).abs(), True, True, True)):
         torch.library.opcheck(known.nm_select.default, arguments, test_utils=("test_schema", "test_faketensor"))
     parts = (w.data, w.scales, [w.rows, w.cols, w.padded], w.format, w.group)
-    product = (x, *parts, None, None, None, 0.0, 2, 0, None, False, 4, True)
+    product = (x, *parts, None, None, None, 0.0, 2, None, False, 4, True)
     torch.library.opcheck(known.input_sparse.default, product, test_utils=("test_schema", "test_faketensor"))
 
     def layer(x):

@@ -19,25 +19,34 @@ bool fits(const Weight& w, const Site& site, int64_t inputs, int64_t outputs) {
     return good(&w) && (site.active ? w.rows == inputs && w.cols == outputs : w.rows == outputs && w.cols == inputs);
 }
 
+// A projection in stripes, or as one weight.
+bool fits(const Weight& w, const Site& site, const Stripes& stripes, int64_t inputs, int64_t outputs) {
+    if (!stripes.count) return fits(w, site, inputs, outputs);
+    return !site.active && !site.rotated && good(stripes.first, stripes.count, inputs, outputs, true);
+}
+
 bool good(const Decoder& m) {
     if (m.layer_count < 1 || !m.layers || m.hidden < 1 || m.heads < 1 || m.kv_heads < 1 || m.heads % m.kv_heads ||
         m.head_dim < 2 || m.head_dim % 2 || m.neurons < 1 || m.capacity < 1 || m.vocabulary < 1 || !m.final_norm ||
         !m.cosine[0] || !m.sine[0] || m.cache_format > FORMAT_BF16 || m.cache_format < 0)
         return false;
     const Site dense = {};
-    if (!fits(m.embedding, dense, m.hidden, m.vocabulary) || !fits(m.head, dense, m.hidden, m.vocabulary)) return false;
+    if (!fits(m.embedding, dense, m.hidden, m.vocabulary) || !fits(m.head, dense, m.stripes_head, m.hidden, m.vocabulary)) return false;
     const int64_t q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
     for (int64_t i = 0; i < m.layer_count; i++) {
         const Layer& l = m.layers[i];
         const Site& at_down = l.at_gate.active ? l.at_gate : l.at_down;
         if (!l.norm_attention || !l.norm_ffn || !l.keys || !l.values || l.rope < 0 || l.rope > 1 || !m.cosine[l.rope] ||
-            !m.sine[l.rope] || !fits(l.qkv, l.at_qkv, m.hidden, q + 2 * kv) || !fits(l.o, l.at_o, q, m.hidden) ||
+            !m.sine[l.rope] || !fits(l.qkv, l.at_qkv, l.stripes_qkv, m.hidden, q + 2 * kv) ||
+            !fits(l.o, l.at_o, l.stripes_o, q, m.hidden) ||
             !fits(l.down, at_down, m.neurons, m.hidden) || (l.at_up.active && l.at_gate.active) ||
-            (l.at_gate.active && l.at_down.active) || l.at_gate.rotated || (l.at_gate.active && l.at_gate.select.repair))
+            (l.at_gate.active && l.at_down.active) || l.at_gate.rotated || (l.at_gate.active && l.at_gate.select.repair) ||
+            (l.stripes_gate.count && !l.at_gate.active))
             return false;
         if (l.at_up.active ? !fits(l.gate_up, l.at_up, m.hidden, 2 * m.neurons)
-                           : !fits(l.gate, dense, m.hidden, m.neurons) || !fits(l.up, dense, m.hidden, m.neurons) ||
-                                 l.gate.format != l.up.format)
+                           : !fits(l.gate, dense, l.stripes_gate, m.hidden, m.neurons) ||
+                                 !fits(l.up, dense, m.hidden, m.neurons) ||
+                                 (!l.stripes_gate.count && l.gate.format != l.up.format))
             return false;
     }
     return true;
@@ -47,12 +56,13 @@ struct Buffers {
     Scratch scratch[MAX_THREADS];
     float *residual[MAX_THREADS], *scores[MAX_THREADS], *wide[MAX_THREADS];
     float *qkv, *attention, *out, *gates, *products, *ffn, *rotated, *partial[2];
+    double* bytes;
 };
 
 void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
     const int64_t n = widest(m);
     for (int i = 0; i < threads; i++) {
-        b.scratch[i] = carve(c, n, 1);
+        b.scratch[i] = carve(c, n, 1, true);
         b.residual[i] = c.take<float>(m.hidden);
         b.scores[i] = c.take<float>(HEADS_TOGETHER * scores_pitch(m.capacity));
         b.wide[i] = c.take<float>(n);
@@ -64,6 +74,7 @@ void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
     b.products = c.take<float>(m.neurons);
     b.ffn = c.take<float>(m.hidden);
     b.rotated = c.take<float>(n);
+    b.bytes = c.take<double>(threads);
     for (float*& each : b.partial) each = c.take<float>(SHARES * SHARED_SUMS);
 }
 
@@ -90,9 +101,11 @@ EXPORT int sparsity_decode(const Decoder* model, int64_t token, int64_t position
     if (!base) return NO_MEMORY;
     Carver real{base};
     carve_all(real, *model, threads, b);
-    if (bytes) *bytes = 0;
+    for (int i = 0; i < threads; i++) b.bytes[i] = 0;
     DecodeStep step{model, token, position, logits, b.qkv, b.attention, b.out, b.gates, b.products, b.ffn, b.rotated,
-                    {b.partial[0], b.partial[1]}, bytes, b.scratch, b.residual, b.scores, b.wide};
+                    {b.partial[0], b.partial[1]}, b.bytes, b.scratch, b.residual, b.scores, b.wide};
     run_team([](const Team& team, void* a) { kernels->decode(team, *static_cast<DecodeStep*>(a)); }, &step, threads);
+    if (bytes) *bytes = 0;
+    for (int i = 0; bytes && i < threads; i++) *bytes += b.bytes[i];
     return OK;
 }

@@ -111,11 +111,11 @@ static inline int64_t keep_by_groups(const Select& s, const float* score, int64_
     return m;
 }
 
-// The same with the values kept, for one threshold and in one go; -1 where the rule is another. value: room as `kept`.
+// The same with the values kept, for thresholds and in one go; -1 where the rule is another. value: room as `kept`.
 static inline int64_t keep_at_once(const Select& s, const float* x, int64_t n, int32_t* kept, float* value) {
 #if ISA_LEVEL == 2
-    if (s.by_rank || s.threshold_each || s.repair) return -1;
-    const __m512 border = _mm512_set1_ps(s.threshold);
+    if (s.by_rank || s.repair) return -1;
+    __m512 border = _mm512_set1_ps(s.threshold);
     int64_t m = 0;
     for (int64_t i = 0; i < n; i += 16) {
         const __mmask16 there = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : (__mmask16)0xffff;
@@ -123,6 +123,7 @@ static inline int64_t keep_at_once(const Select& s, const float* x, int64_t n, i
         if (s.shift) v = _mm512_sub_ps(v, _mm512_maskz_loadu_ps(there, s.shift + i));
         __m512 score = _mm512_abs_ps(v);
         if (s.scale) score = _mm512_mul_ps(score, _mm512_maskz_loadu_ps(there, s.scale + i));
+        if (s.threshold_each) border = _mm512_maskz_loadu_ps(there, s.threshold_each + i);
         const __mmask16 mask = _mm512_mask_cmp_ps_mask(there, score, border, _CMP_NLE_UQ);
         _mm512_storeu_ps(value + m, _mm512_maskz_compress_ps(mask, v));  // up to 16 beyond: there is room
         m = append(kept, m, i, mask);

@@ -6,6 +6,7 @@
 #include "attention.h"
 #include "decode_args.h"
 #include "ops.h"
+#include "stripes.h"
 
 namespace ISA {
 
@@ -20,13 +21,14 @@ static inline void rms_norm(const float* x, const float* weight, int64_t n, int6
     for (i = n; i < padded; i++) out[i] = 0.0f;
 }
 
-static inline double row_size(const Weight& w) {
-    const double bits[] = {4.0, 2.0, 1.0, 0.5 + 2.0 / (w.group > 0 ? w.group : 32)};
-    return bits[w.format] * w.padded;
+static inline double entry_size(const Weight& w) {
+    const double bytes[] = {4.0, 2.0, 1.0, 0.5 + 2.0 / (w.group > 0 ? w.group : 32)};
+    return bytes[w.format];
 }
+static inline double row_size(const Weight& w) { return entry_size(w) * w.padded; }
 
 static inline void note(const Team& team, const DecodeStep& s, double bytes) {
-    if (team.index == 0 && s.bytes) *s.bytes += bytes;
+    if (team.index == 0) s.bytes[0] += bytes;
 }
 
 // x, private and zero in the padding, in the order in which rows of w are read; in `wide` where that is another.
@@ -70,10 +72,27 @@ static inline Output add_kept(const Team& team, const Scratch& b, const Weight& 
     return Output{&w, bias, y, 0};
 }
 
-// y = projection of x: dense, or without the inputs that the site drops. Threads have to meet before they use it.
-static Output project(const Team& team, const DecodeStep& s, const Weight& w, const float* bias, const Site& site, const float* x,
-                      float* y, float* partial) {
+// y = projection of x in stripes, whose thresholds count among the bytes: there are as many as weights of one output a stripe.
+static void project_stripes(const Team& team, const DecodeStep& s, const Stripes& all, const float* bias, const float* x, float* y) {
+    const Vectors out = {y, 0, FORMAT_F32, 1};
+    double bytes = 0;
+    each_stripe(team, all.first, all.count, x, 0, SHARE_OWN, bias, out, s.scratch[team.index],
+                [&](const Stripe& stripe, int64_t from, int64_t to, int64_t rows) {
+                    const Weight& w = stripe.weight;
+                    bytes += entry_size(w) * (to - from) * rows;
+                    if (from == 0 && stripe.select.threshold_each) bytes += 4.0 * w.rows;
+                });
+    s.bytes[team.index] += bytes;
+}
+
+// y = projection of x: dense, in stripes, or without the inputs that the site drops. Threads have to meet before they use it.
+static Output project(const Team& team, const DecodeStep& s, const Weight& w, const float* bias, const Site& site,
+                      const Stripes& stripes, const float* x, float* y, float* partial) {
     const Scratch& b = s.scratch[team.index];
+    if (stripes.count) {
+        project_stripes(team, s, stripes, bias, x, y);
+        return Output{&w, bias, y, 0};
+    }
     if (!site.active) {
         rows_of(team, w, bias, arranged(w, x, s.wide[team.index]), y);
         note(team, s, row_size(w) * w.rows);
@@ -137,7 +156,7 @@ static void expand(const Team& team, const DecodeStep& s, const Layer& layer, co
     const Decoder& m = *s.model;
     const int64_t first = team.begin(m.neurons), last = team.end(m.neurons), n = m.neurons;
     if (layer.at_up.active) {
-        const Output both = project(team, s, layer.gate_up, layer.gate_up_bias, layer.at_up, x, s.gates, s.partial[0]);
+        const Output both = project(team, s, layer.gate_up, layer.gate_up_bias, layer.at_up, {}, x, s.gates, s.partial[0]);
         team.wait();
         float* wide = s.wide[team.index];
         const float* gates = fetch(both, first, last, wide);
@@ -162,21 +181,29 @@ static Output contract(const Team& team, const DecodeStep& s, const Layer& layer
     const int64_t padded = layer.at_down.rotated ? layer.at_down.rotation.padded : layer.at_down.active ? m.neurons : layer.down.padded;
     __builtin_memcpy(b.x, s.products, m.neurons * sizeof(float));
     for (int64_t i = m.neurons; i < padded; i++) b.x[i] = 0.0f;
-    return project(team, s, layer.down, layer.down_bias, layer.at_down, b.x, s.ffn, s.partial[1]);
+    return project(team, s, layer.down, layer.down_bias, layer.at_down, {}, b.x, s.ffn, s.partial[1]);
 }
 
 // The FFN where the gate chooses neurons, whose rows of `up` and `down` alone are read.
 static Output choose_neurons(const Team& team, const DecodeStep& s, const Layer& layer, const float* x) {
     const Decoder& m = *s.model;
     const Scratch& b = s.scratch[team.index];
-    x = arranged(layer.gate, x, s.wide[team.index]);
-    rows_of(team, layer.gate, layer.gate_bias, x, s.gates);
+    if (layer.stripes_gate.count) {
+        project_stripes(team, s, layer.stripes_gate, layer.gate_bias, x, s.gates);
+        team.wait();  // a thread's stripes are not the neurons that it activates
+    }
+    x = arranged(layer.up, x, s.wide[team.index]);
+    if (!layer.stripes_gate.count) {
+        rows_of(team, layer.gate, layer.gate_bias, x, s.gates);
+        note(team, s, row_size(layer.gate) * m.neurons);
+    }
     const int64_t first = team.begin(m.neurons), last = team.end(m.neurons);
     activate(s.gates + first, last - first, m.activation);
     team.wait();
     int64_t kept;
-    const int64_t count = choose_rows(layer.at_gate.select, s.gates, 0, m.neurons, 1, SHARE_OWN, b, &kept);
-    note(team, s, row_size(layer.gate) * m.neurons + (row_size(layer.up) + row_size(layer.down)) * count);
+    const Select& rule = layer.at_gate.select;
+    const int64_t count = choose_rows(rule, s.gates, 0, m.neurons, 1, SHARE_OWN, b, &kept);
+    note(team, s, (row_size(layer.up) + row_size(layer.down)) * count + (rule.threshold_each ? 4.0 * m.neurons : 0.0));
     SparseGlu call = {};
     call.up = &layer.up, call.down = &layer.down, call.up_bias = layer.up_bias;
     call.x.batch = 1, call.h = s.products, call.partial = s.partial[1];
@@ -222,13 +249,13 @@ static void decode(const Team& team, const DecodeStep& s) {
         const Layer& layer = m.layers[l];
         const int64_t wide = m.hidden + 128;
         rms_norm(x, layer.norm_attention, m.hidden, wide, m.eps, b.x);
-        const Output qkv = project(team, s, layer.qkv, layer.qkv_bias, layer.at_qkv, b.x, s.qkv, s.partial[0]);
+        const Output qkv = project(team, s, layer.qkv, layer.qkv_bias, layer.at_qkv, layer.stripes_qkv, b.x, s.qkv, s.partial[0]);
         team.wait();
         attend(team, s, layer, qkv);
         const int64_t width = m.heads * m.head_dim;
         __builtin_memcpy(b.x, s.attention, width * sizeof(float));
         for (int64_t i = width; i < width + 128; i++) b.x[i] = 0.0f;
-        const Output out = project(team, s, layer.o, layer.o_bias, layer.at_o, b.x, s.out, s.partial[1]);
+        const Output out = project(team, s, layer.o, layer.o_bias, layer.at_o, layer.stripes_o, b.x, s.out, s.partial[1]);
         team.wait();
         add_residual(x, fetch(out, 0, m.hidden, b.score), layer.norm_after_attention, m.hidden, m.eps, b.value);
         rms_norm(x, layer.norm_ffn, m.hidden, wide, m.eps, b.x);
@@ -238,8 +265,8 @@ static void decode(const Team& team, const DecodeStep& s) {
         add_residual(x, fetch(ffn, 0, m.hidden, b.score), layer.norm_after_ffn, m.hidden, m.eps, b.value);
     }
     rms_norm(x, m.final_norm, m.hidden, m.hidden + 128, m.eps, b.x);
-    rows_of(team, m.head, 0, arranged(m.head, b.x, s.wide[team.index]), s.logits);
-    note(team, s, row_size(m.head) * m.head.rows);
+    project(team, s, m.head, m.head_bias, {}, m.stripes_head, b.x, s.logits, 0);
+    if (m.stripes_head.count) team.wait();  // a thread's stripes are not the logits that it scales
     for (int64_t v = team.begin(m.vocabulary); v < team.end(m.vocabulary); v++) {
         s.logits[v] *= m.logit_factor;
         if (m.logit_cap > 0.0f) s.logits[v] = m.logit_cap * __builtin_tanhf(s.logits[v] / m.logit_cap);

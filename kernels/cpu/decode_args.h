@@ -16,6 +16,12 @@ struct Site {
     int32_t rotated;
 };
 
+// Stripes in front of a projection, which have its weights and rules; none where `count` is 0.
+struct Stripes {
+    const Stripe* first;
+    int64_t count;
+};
+
 struct Layer {
     // Norm weights as multipliers (Gemma's 1 + w added up before). The two `after` and the head norms may be null.
     const float *norm_attention, *norm_after_attention, *norm_ffn, *norm_after_ffn, *norm_q, *norm_k;
@@ -24,6 +30,7 @@ struct Layer {
     Weight gate_up, down;  // gate_up: by inputs, one matrix, used where the FFN's input is sparse
     const float *qkv_bias, *o_bias, *gate_bias, *up_bias, *gate_up_bias, *down_bias;
     Site at_qkv, at_o, at_up, at_gate, at_down;
+    Stripes stripes_qkv, stripes_o, stripes_gate;  // in place of qkv, o and gate, whose sites are then inactive
     void *keys, *values;   // [kv_heads, capacity, head_dim]
     int32_t window;        // tokens that attention looks back, this one included; 0: all
     int32_t rope;          // which table of rotations
@@ -33,7 +40,8 @@ struct Decoder {
     const Layer* layers;
     int64_t layer_count, hidden, heads, kv_heads, head_dim, neurons, capacity, vocabulary;
     Weight embedding, head;  // by outputs
-    const float* final_norm;
+    Stripes stripes_head;    // in place of `head`
+    const float *final_norm, *head_bias;  // the bias may be null
     const float *cosine[2], *sine[2];  // [capacity, head_dim]
     float eps, scaling, embedding_scale, attention_cap, logit_cap, logit_factor;
     int32_t activation, cache_format;
@@ -46,7 +54,7 @@ struct DecodeStep {
     // Shared between threads.
     float *qkv, *attention, *out, *gates, *products, *ffn, *rotated;
     float* partial[2];  // parts of products whose rows are divided (shares.h), in turn
-    double* bytes;  // of weights and cache read, added up (may be null)
+    double* bytes;      // of weights and cache read, one sum a thread
     Scratch* scratch;
     float** residual;  // one [hidden] a thread
     float** scores;    // [HEADS_TOGETHER, scores_pitch] a thread

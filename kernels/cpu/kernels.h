@@ -6,6 +6,7 @@
 struct Kernels {
     const char* name;
     void (*input_sparse)(const Team&, const InputSparse&);
+    void (*striped)(const Team&, const Striped&);
     void (*dense)(const Team&, const Dense&);
     void (*sparse_glu)(const Team&, const SparseGlu&);
     void (*nm_select)(const Team&, const NmSelect&);

@@ -44,7 +44,7 @@ static inline void add_pass(const Weight& w, const int32_t* rows, const float* x
     const int64_t bytes = (to - from) / F::unit * 64, step = STEP < bytes ? STEP : bytes;
     for (int n = 0; n < N; n++) {
         here[n] = (const char*)F(w, rows[n], from).line + step;
-        there[n] = next ? (const char*)F(w, next[n], from).line + step - bytes : here[n];
+        there[n] = (const char*)F(w, next ? next[n] : rows[n], from).line + step - bytes;  // no next: what is here already
     }
     if constexpr (F::scaled && T == 1 && N % 2 == 0) {
         Whole<N, GROUPS> whole;

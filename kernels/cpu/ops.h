@@ -10,13 +10,17 @@
 
 namespace ISA {
 
-static inline void read_vector(const Vectors& v, int t, int64_t n, int64_t padded, float* out) {
+static inline void read_part(const Vectors& v, int t, int64_t at, int64_t n, float* out) {
     if (v.format == FORMAT_F32) {
-        __builtin_memcpy(out, (const float*)v.data + t * v.stride, n * sizeof(float));
+        __builtin_memcpy(out, (const float*)v.data + t * v.stride + at, n * sizeof(float));
     } else {
-        const uint16_t* from = (const uint16_t*)v.data + t * v.stride;
+        const uint16_t* from = (const uint16_t*)v.data + t * v.stride + at;
         for (int64_t i = 0; i < n; i++) out[i] = from_bf16(from[i]);
     }
+}
+
+static inline void read_vector(const Vectors& v, int t, int64_t n, int64_t padded, float* out) {
+    read_part(v, t, 0, n, out);
     for (int64_t i = n; i < padded; i++) out[i] = 0.0f;
 }
 
@@ -103,9 +107,15 @@ static inline void columns(const Weight& w, const int32_t* rows, const float* fa
     }
 }
 
+// Entries of a line.
+static inline int64_t unit_of(const Weight& w) {
+    const int64_t units[] = {F32::unit, BF16::unit, I8::unit, I4<32>::unit};
+    return units[w.format];
+}
+
 // This thread's outputs, in whole lines.
 static inline void split(const Team& team, const Weight& w, int64_t* begin, int64_t* end) {
-    const int64_t units[] = {F32::unit, BF16::unit, I8::unit, I4<32>::unit}, unit = units[w.format];
+    const int64_t unit = unit_of(w);
     *begin = team.begin(w.padded / unit) * unit;
     *end = team.end(w.padded / unit) * unit;
 }
@@ -122,34 +132,24 @@ static inline void finish_parts(const Team& team, const Weight& w, const float* 
     }
 }
 
-// y = W^T (kept entries of x) + bias, W [inputs, outputs]; a stripe of outputs has its own rule.
+// y = W^T (kept entries of x) + bias, W [inputs, outputs].
 static void input_sparse(const Team& team, const InputSparse& a) {
     const Weight& w = *a.weight;
     const Scratch& b = a.scratch[team.index];
     const int64_t n = w.rows;
     for (int t = 0; t < a.x.batch; t++) read_vector(a.x, t, n, n, b.x + t * n);
-    int64_t begin, end, kept, count = 0, total = 0;
-    split(team, w, &begin, &end);
-    if (a.stripes == 1 && by_rows(w, a.x.batch, team.size)) {
-        count = choose_rows(a.select[0], b.x, n, n, a.x.batch, a.share, b, &kept);
+    int64_t kept;
+    const int64_t count = choose_rows(*a.select, b.x, n, n, a.x.batch, a.share, b, &kept);
+    if (a.read && team.index == 0) *a.read = count * w.cols;
+    if (by_rows(w, a.x.batch, team.size)) {
         add_parts(team, w, b.rows, b.factors, count, a.x.batch, a.partial);
         team.wait();
         finish_parts(team, w, a.bias, a.y, a.partial, b.acc);
-        if (a.read && team.index == 0) *a.read = count * w.cols;
         return;
     }
-    const int64_t width = a.stripes == 1 ? w.padded : a.stripe_width;
-    for (int64_t from = begin; from < end;) {
-        const int64_t stripe = from / width < a.stripes ? from / width : a.stripes - 1;
-        const int64_t edge = stripe + 1 == a.stripes ? w.padded : (stripe + 1) * width;
-        const int64_t to = edge < end ? edge : end;
-        count = choose_rows(a.select[stripe], b.x, n, n, a.x.batch, a.share, b, &kept);
-        columns(w, b.rows, b.factors, count, a.bias, a.y, b.acc, from, to);
-        const int64_t real = (to < w.cols ? to : w.cols) - from;
-        total += real > 0 ? count * real : 0;
-        from = to;
-    }
-    if (a.read) __atomic_fetch_add(a.read, total, __ATOMIC_RELAXED);
+    int64_t begin, end;
+    split(team, w, &begin, &end);
+    columns(w, b.rows, b.factors, count, a.bias, a.y, b.acc, begin, end);
 }
 
 // y = W x + bias, W [outputs, inputs], nothing skipped.
@@ -200,19 +200,29 @@ static inline void products_and_parts(const Team& team, const SparseGlu& a, cons
     }
 }
 
+// This thread's share of g [tokens][neurons]: act(W_gate x), or what was given.
+static inline void fill_gates(const Team& team, const SparseGlu& a, const Scratch& b) {
+    const int tokens = a.x.batch;
+    const int64_t neurons = a.up->rows, first = team.begin(neurons), last = team.end(neurons);
+    if (!a.gate) {
+        for (int t = 0; t < tokens; t++) read_part(a.given, t, first, last - first, a.g + t * neurons + first);
+        return;
+    }
+    float found[MAX_BATCH];
+    for (int64_t j = first; j < last; j++) {
+        WITH_FORMAT(*a.gate, dot_row<F>(*a.gate, j, b.x, a.gate->padded, tokens, found, look_ahead<F>(*a.gate, 0, 0, j, last)));
+        for (int t = 0; t < tokens; t++) a.g[t * neurons + j] = found[t] + (a.gate_bias ? a.gate_bias[j] : 0.0f);
+    }
+    for (int t = 0; t < tokens; t++) activate(a.g + t * neurons + first, last - first, a.activation);
+}
+
 // y = W_down^T (g * (W_up x)) over the neurons kept, g = act(W_gate x), kept by the rule on g. In one call.
 static void sparse_glu(const Team& team, const SparseGlu& a) {
     const Scratch& b = a.scratch[team.index];
     const int tokens = a.x.batch;
-    const int64_t neurons = a.gate->rows, padded = a.gate->padded;
-    for (int t = 0; t < tokens; t++) read_arranged(a.x, t, *a.gate, b.x + t * padded);
-    float found[MAX_BATCH];
-    const int64_t first = team.begin(neurons), last = team.end(neurons);
-    for (int64_t j = first; j < last; j++) {
-        WITH_FORMAT(*a.gate, dot_row<F>(*a.gate, j, b.x, padded, tokens, found, look_ahead<F>(*a.gate, 0, 0, j, last)));
-        for (int t = 0; t < tokens; t++) a.g[t * neurons + j] = found[t] + (a.gate_bias ? a.gate_bias[j] : 0.0f);
-    }
-    for (int t = 0; t < tokens; t++) activate(a.g + t * neurons + first, last - first, a.activation);
+    const int64_t neurons = a.up->rows;
+    for (int t = 0; t < tokens; t++) read_arranged(a.x, t, *a.up, b.x + t * a.up->padded);
+    fill_gates(team, a, b);
     team.wait();
     int64_t kept;
     const int64_t count = choose_rows(a.select, a.g, neurons, neurons, tokens, a.share, b, &kept);

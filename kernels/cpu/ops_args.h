@@ -4,6 +4,7 @@
 
 constexpr int MAX_BATCH = 16;
 constexpr int KEYS_MORE = 64;  // choose.h reads keys in whole vectors
+constexpr int ROWS_AHEAD = 160;  // rows of the next stripe that are fetched while one is read (stripes.h)
 constexpr int ROWS_MORE = 16;  // and writes indices and values in whole vectors
 
 // Parts into which the rows of a matrix are divided, whatever the number of threads or tokens: the order of a sum must not
@@ -31,21 +32,31 @@ struct Scratch {
     float* score;     // [n]
     float* factors;   // [n, batch], and ROWS_MORE
     float* acc;       // [2, batch, block_of(batch)]
-    int32_t* rows;    // [n + ROWS_MORE]
+    int32_t* rows;    // [n + ROWS_MORE + ROWS_AHEAD]
     uint16_t* marks;  // [n]
     uint32_t* keys;   // [n + KEYS_MORE]
+    int32_t* next_rows;   // as `rows` and `factors`, for another stripe; null where there are no stripes
+    float* next_factors;
 };
 
 struct InputSparse {
     const Weight* weight;
-    const Select* select;  // [stripes]
-    int64_t stripes;
-    int64_t stripe_width;
+    const Select* select;
     Vectors x, y;
     const float* bias;
     int32_t share;
     int64_t* read;  // weights read, added up over threads (may be null)
     float* partial; // [shares, batch, padded] where the rows are divided (shares.h)
+    Scratch* scratch;
+};
+
+struct Striped {
+    const Stripe* stripes;  // in the order of their outputs
+    int64_t count;
+    Vectors x, y;
+    const float* bias;
+    int32_t share;
+    int64_t* read;  // weights read, added up over threads (may be null)
     Scratch* scratch;
 };
 
@@ -57,7 +68,8 @@ struct Dense {
 };
 
 struct SparseGlu {
-    const Weight *gate, *up, *down;
+    const Weight *gate, *up, *down;  // gate: null where its outputs are given
+    Vectors given;                   // act(W_gate x), then
     const float *gate_bias, *up_bias, *down_bias;
     Select select;
     int32_t activation, share;

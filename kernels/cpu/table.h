@@ -3,6 +3,7 @@
 #include "decode.h"
 #include "kernels.h"
 #include "nm.h"
+#include "stripes.h"
 
 namespace ISA {
 
@@ -23,5 +24,5 @@ static double read_all(const Team& team, const void* data, int64_t bytes) {
 #define TEXT2(isa) #isa
 #define TEXT(isa) TEXT2(isa)
 extern const Kernels TABLE_NAME(ISA);
-const Kernels TABLE_NAME(ISA) = {TEXT(ISA), ISA::input_sparse, ISA::dense, ISA::sparse_glu,
+const Kernels TABLE_NAME(ISA) = {TEXT(ISA), ISA::input_sparse, ISA::striped, ISA::dense, ISA::sparse_glu,
                                   ISA::nm_select, ISA::decode, ISA::read_all};

@@ -39,6 +39,13 @@ struct Select {
     int32_t repair;
 };
 
+// Outputs that share a rule of their own (granular sparsity): W^T [inputs, outputs of the stripe], and which output is its first.
+struct Stripe {
+    Weight weight;
+    Select select;
+    int64_t first;
+};
+
 // A batch of vectors: float32 or bfloat16 (Format), `stride` entries apart.
 struct Vectors {
     void* data;

@@ -41,21 +41,25 @@ struct Carver {
     }
 };
 
-inline Scratch carve(Carver& c, int64_t n, int64_t batch) {
+// twice: for stripes, of which the next one's rows are chosen while one is read.
+inline Scratch carve(Carver& c, int64_t n, int64_t batch, bool twice) {
     Scratch s;
     s.x = c.take<float>(batch * n);
     s.value = c.take<float>(n);
     s.score = c.take<float>(n);
     s.factors = c.take<float>(batch * n + ROWS_MORE);
     s.acc = c.take<float>(2 * ACCUMULATORS);
-    s.rows = c.take<int32_t>(n + ROWS_MORE);
+    s.rows = c.take<int32_t>(n + ROWS_MORE + ROWS_AHEAD);
     s.marks = c.take<uint16_t>(n);
     s.keys = c.take<uint32_t>(n + KEYS_MORE);
+    s.next_rows = twice ? c.take<int32_t>(n + ROWS_MORE + ROWS_AHEAD) : nullptr;
+    s.next_factors = twice ? c.take<float>(batch * n + ROWS_MORE) : nullptr;
     return s;
 }
 
 // Buffers for `threads` threads, and `extra` floats for each of `pieces` shared ones.
-inline bool prepare(int64_t n, int64_t batch, int threads, Scratch* scratch, int pieces, const int64_t* extra, float** shared) {
+inline bool prepare(int64_t n, int64_t batch, int threads, Scratch* scratch, int pieces, const int64_t* extra, float** shared,
+                    bool twice = false) {
     Carver carver{nullptr};
     for (int pass = 0; pass < 2; pass++) {
         if (pass == 1) {
@@ -63,7 +67,7 @@ inline bool prepare(int64_t n, int64_t batch, int threads, Scratch* scratch, int
             if (!base) return false;
             carver = Carver{base};
         }
-        for (int i = 0; i < threads; i++) scratch[i] = carve(carver, n, batch);
+        for (int i = 0; i < threads; i++) scratch[i] = carve(carver, n, batch, twice);
         for (int i = 0; i < pieces; i++) shared[i] = carver.take<float>(extra[i]);
     }
     return true;

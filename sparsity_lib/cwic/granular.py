@@ -19,17 +19,19 @@ What gradients do (section 3.3):
     m, s, eps   none.
 
 Stripes are processed one after the other and masks are computed again in the backward pass, so that memory does not grow
-with the number of stripes.
+with the number of stripes. Tensors on a GPU take Triton's kernels (`sparsity_lib.ops.gpu.granular`), which do the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from sparsity_lib.errors import refuse
+from sparsity_lib.ops import gpu
 
 #: Keeps the rectangle's height finite for channels that never vary (theirs is then never hit).
 TINY = 1e-30
@@ -43,7 +45,7 @@ def stripes(outputs: int, width: int) -> Iterator[slice]:
 
 def granular_matmul(
     x: Tensor, weight: Tensor, theta: Tensor, mean: Tensor, scale: Tensor, eps: Tensor, *, width: int,
-    straight_through: bool = True,
+    straight_through: bool = True, kernels: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The product, and what it costs.
 
@@ -61,6 +63,8 @@ def granular_matmul(
         Outputs a stripe; the last takes what is left.
     straight_through
         False: x gets the gradients of the masked product (still none through |x|).
+    kernels
+        False: plain PyTorch on a GPU too.
 
     Returns
     -------
@@ -81,7 +85,7 @@ def granular_matmul(
         if tuple(tensor.shape) != shape:
             of = f"a weight {tuple(weight.shape)} in stripes of {width}"
             raise refuse(f"shape of {name}", tuple(tensor.shape), f"{shape} for {of}")
-    return _GranularMatmul.apply(x, weight, theta, mean, scale, eps, width, straight_through)
+    return _GranularMatmul.apply(x, weight, theta, mean, scale, eps, width, straight_through, kernels)
 
 
 def threshold_mask(
@@ -114,10 +118,13 @@ def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 class _GranularMatmul(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, theta, mean, scale, eps, width, straight_through):
+    def forward(ctx, x, weight, theta, mean, scale, eps, width, straight_through, kernels):
         ctx.save_for_backward(x, weight, theta, mean, scale, eps)
         ctx.width, ctx.straight_through, ctx.dtype = width, straight_through, _product_dtype(x, weight)
+        ctx.triton = _triton(x, ctx.dtype) if kernels else None
         with torch.autocast(x.device.type, enabled=False):  # it would round the mean's product as well
+            if ctx.triton is not None:
+                return ctx.triton.forward(x, weight.to(ctx.dtype), theta.float() * scale, mean, width)
             return _masked_product(x, weight.to(ctx.dtype), theta, mean, scale, width)
 
     @staticmethod
@@ -127,6 +134,13 @@ class _GranularMatmul(torch.autograd.Function):
         if any(ctx.needs_input_grad[3:6]):
             raise refuse("mean, scale or eps", "tensors that require gradients", "constants: they get none", "detach them")
         w, grad_y = weight.to(ctx.dtype), grad_y.to(ctx.dtype)
+        if ctx.triton is not None:
+            grad_x, grad_w, grad_theta = ctx.triton.backward(
+                x, w, theta.float() * scale, mean, eps, grad_y, grad_cost.float(), ctx.width, ctx.straight_through,
+                (wants_x, wants_weight, wants_theta))
+            if wants_theta:
+                grad_theta = -grad_theta * (scale / eps.clamp_min(TINY))
+            return _as_given(grad_x, grad_w, grad_theta, x, weight, theta)
         shifted = x.float() - mean
         size = shifted.abs()
         grad_x = torch.zeros_like(shifted) if wants_x else None
@@ -152,9 +166,22 @@ class _GranularMatmul(torch.autograd.Function):
                 grad_theta[number] = -each.sum(0) * (scale / eps.clamp_min(TINY))
         if wants_x:
             grad_x += hits.mul_(shifted.sign_()).mul_(priced).div_(eps.clamp_min(TINY))
-        return (
-            grad_x if grad_x is None else grad_x.to(x.dtype), grad_w if grad_w is None else grad_w.to(weight.dtype),
-            grad_theta if grad_theta is None else grad_theta.to(theta.dtype), None, None, None, None, None)
+        return _as_given(grad_x, grad_w, grad_theta, x, weight, theta)
+
+
+def _as_given(grad_x, grad_w, grad_theta, x, weight, theta) -> tuple[Tensor | None, ...]:
+    """Gradients in their tensors' dtypes, and none for all that follows."""
+    grads = zip((grad_x, grad_w, grad_theta), (x, weight, theta), strict=True)
+    return *(grad if grad is None else grad.to(of.dtype) for grad, of in grads), *[None] * 6
+
+
+def _triton(x: Tensor, dtype: torch.dtype) -> ModuleType | None:
+    """The kernels for tensors on this device, where they know both dtypes."""
+    if gpu.load(x.device.type) is None:
+        return None
+    from sparsity_lib.ops.gpu import granular
+
+    return granular if {x.dtype, dtype} <= set(granular.DTYPES) else None
 
 
 def _masked_product(x, w, theta, mean, scale, width) -> tuple[Tensor, Tensor]:

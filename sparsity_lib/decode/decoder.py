@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsity_lib.checks import count
 from sparsity_lib.decode import structures
+from sparsity_lib.decode.granular import Granular, GranularSource
 from sparsity_lib.decode.rules import PLACES, Choice, check_sites, choice_of
 from sparsity_lib.decode.sources import ModelSource, RandomSource
 from sparsity_lib.errors import SparsityError, refuse
@@ -24,6 +25,11 @@ from sparsity_lib.progress import track
 from sparsity_lib.sites import SiteMap, find_sites
 
 _CACHES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+def source_of(model: nn.Module) -> ModelSource:
+    """A Hugging Face model as the decoder reads it."""
+    return GranularSource(model) if model.__dict__.get("_cwic") is not None else ModelSource(model)
 
 
 class Decoder:
@@ -39,7 +45,8 @@ class Decoder:
     Parameters
     ----------
     model
-        A dense Hugging Face decoder (Llama, Mistral, Qwen, Gemma), float32 or bfloat16; or a `ModelSource`.
+        A Hugging Face decoder (Llama, Mistral, Qwen, Gemma), float32 or bfloat16, dense or made granular by `cwic.convert`;
+        or a `ModelSource`.
     plan
         What is left out; None for the dense model.
     format, group
@@ -63,21 +70,23 @@ class Decoder:
             raise SparsityError(f"There is no compiled library to decode with. Fix: {fix}.")
         if isinstance(model, nn.Module) and installed_on(model) is not None:
             raise SparsityError("The decoder starts from the dense model. Fix: uninstall(model), and pass the plan.")
-        self.source = model if isinstance(model, ModelSource) else ModelSource(model)
+        self.source = model if isinstance(model, ModelSource) else source_of(model)
         device = self.source.embedding().device
         if device.type != "cpu":
             raise refuse("device of the model", str(device), "the CPU", "model.cpu(), or model.generate where it is")
         if self.source.dtype not in _CACHES:
             raise refuse("dtype of the model", self.source.dtype, "torch.float32 or torch.bfloat16")
         if plan is not None:
+            if isinstance(self.source, GranularSource):
+                raise SparsityError("A granular model drops what its own thresholds say. Fix: leave the plan out.")
             plan.check_fits(sites := find_sites(self.source.model))
         self.architecture, self.plan = self.source.architecture, plan
         self.capacity = count("capacity", capacity)
         self.position = 0
-        #: Bytes of weights and cache read for the last token.
+        #: Bytes of weights and cache read for the last token, and of thresholds where stripes or neurons have their own.
         self.bytes_read = 0.0
         self._format, self._group = format, group
-        self._choices = choices if plan is None else self._planned(plan, sites)
+        self._choices = choices or self.source.choice if plan is None else self._planned(plan, sites)
         self._alive: list[Any] = []  # what the structures point to
         self._model = self._build()
         self._logits = torch.empty(self.architecture.vocabulary)
@@ -122,13 +131,28 @@ class Decoder:
     def _site(self, choice: Choice | None) -> structures.Site:
         if choice is None:
             return structures.Site()
-        rule = library.Select(self._keep(choice.shift), self._keep(choice.scale), None, choice.threshold,
+        each = choice.threshold if isinstance(choice.threshold, Tensor) else None
+        rule = library.Select(self._keep(choice.shift), self._keep(choice.scale), self._keep(each),
+                              0.0 if each is not None else choice.threshold,
                               int(choice.k is not None), choice.k or 0, choice.group or 0, int(choice.repair))
         if choice.rotation is None:
             return structures.Site(select=rule, active=1)
         rotation = pack(choice.rotation.T.to(self.source.dtype), "outputs")
         self._alive.append(rotation)
         return structures.Site(rule, library.weight_of(rotation), 1, 1)
+
+    def _stripes(self, parts: list[Granular]) -> tuple[structures.Stripes, Tensor]:
+        """The stripes of matrices that read the same x, one matrix after the other, and their biases."""
+        found, first = [], 0
+        for part in parts:
+            packed = pack(part.weight, "inputs", self._format, self._group, part.width)
+            self._alive += (packed, part)
+            for stripe in library.stripes_of(packed, part.thresholds, part.shift, None, self.source.dtype == torch.bfloat16):
+                stripe.first += first
+                found.append(stripe)
+            first += packed.outputs
+        self._alive.append(all_of_them := (library.Stripe * len(found))(*found))
+        return structures.Stripes(all_of_them, len(found)), torch.cat([part.bias for part in parts])
 
     def _build(self) -> structures.Model:
         a = self.architecture
@@ -145,11 +169,15 @@ class Decoder:
         head = self.source.head()
         cosine, sine = ((ctypes.c_void_p * 2)(*(self._keep(tables[k][n]) for k in kinds)) for n in (0, 1))
         self._alive.append(layers)
+        striped = self.source.granular_head()
+        stripes, bias = (structures.Stripes(), None) if striped is None else self._stripes([striped])
         return structures.Model(
             layers=ctypes.cast(layers, ctypes.POINTER(structures.Layer)), layer_count=a.layers, hidden=a.hidden, heads=a.heads,
             kv_heads=a.kv_heads, head_dim=a.head_dim, neurons=a.neurons, capacity=self.capacity, vocabulary=a.vocabulary,
-            embedding=embedding, head=embedding if head is None else self._pack(head, "outputs"),
-            final_norm=self._keep(self.source.final_norm()), cosine=cosine, sine=sine, eps=a.eps, scaling=a.scaling,
+            embedding=embedding, stripes_head=stripes,
+            head=embedding if head is None or striped is not None else self._pack(head, "outputs"),
+            final_norm=self._keep(self.source.final_norm()), head_bias=self._keep(bias),
+            cosine=cosine, sine=sine, eps=a.eps, scaling=a.scaling,
             embedding_scale=float(torch.tensor(a.embedding_scale, dtype=self.source.dtype)),  # as Hugging Face rounds it
             attention_cap=a.attention_cap, logit_cap=a.logit_cap, logit_factor=1.0,
             activation=ACTIVATIONS[a.activation], cache_format=_CACHES[self.source.dtype])
@@ -157,7 +185,7 @@ class Decoder:
     def _fill(self, layer: structures.Layer, i: int, rope: int) -> None:
         a, source = self.architecture, self.source
         widths = {"qkv_in": a.hidden, "o_in": a.heads * a.head_dim, "up_in": a.hidden, "gate": a.neurons, "down_in": a.neurons}
-        choices = {site: self._choices(i, site, width) if self._choices else None for site, width in widths.items()}
+        choices = {site: self._choices(i, site, width) for site, width in widths.items()}
         for site, choice in choices.items():
             if choice is not None:
                 choice.check(site, widths[site])
@@ -170,6 +198,11 @@ class Decoder:
 
         def project(name: str, site: str, matrices: str) -> None:
             """Pack the projection behind a site: `matrices` joined to one, by inputs where the site drops any."""
+            stripes = [source.granular(i, m) for m in matrices.split()]
+            if None not in stripes:
+                found, bias = self._stripes(stripes)
+                setattr(layer, f"stripes_{name}", found), setattr(layer, f"{name}_bias", self._keep(bias))
+                return
             weights, biases = zip(*((source.matrix(i, m).detach(), source.bias(i, m)) for m in matrices.split()), strict=True)
             weight = torch.cat(weights) if len(weights) > 1 else weights[0]
             bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])

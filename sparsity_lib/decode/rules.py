@@ -21,13 +21,13 @@ PLACES = {QKV_IN: "at_qkv", O_IN: "at_o", UP_IN: "at_up", GATE: "at_gate", DOWN_
 class Choice:
     """What one site keeps: by threshold or the k largest of |z - shift| * scale, z = Q^T x where there is a rotation Q.
 
-    group: the k largest of every so many consecutive entries. repair: what is kept is then given the variance of all
-    (VAR).
+    threshold: one number, or [width]. group: the k largest of every so many consecutive entries. repair: what is kept is then
+    given the variance of all (VAR).
 
     The projection then multiplies z - shift by W Q, and W Q shift goes to the bias: what the layer computes stays the same.
     """
 
-    threshold: float = 0.0
+    threshold: float | Tensor = 0.0
     k: int | None = None
     scale: Tensor | None = None
     shift: Tensor | None = None
@@ -37,9 +37,9 @@ class Choice:
 
     def check(self, site: str, width: int) -> None:
         """Raise SparsityError where a tensor does not fit the site's width."""
-        for name, shape in (("scale", (width,)), ("shift", (width,)), ("rotation", (width, width))):
+        for name, shape in (("scale", (width,)), ("shift", (width,)), ("rotation", (width, width)), ("threshold", (width,))):
             tensor = getattr(self, name)
-            if tensor is not None and tuple(tensor.shape) != shape:
+            if isinstance(tensor, Tensor) and tuple(tensor.shape) != shape:
                 raise refuse(f"{name} of site {site}", tuple(tensor.shape), str(shape))
         if self.group is not None and not (1 <= self.group <= WIDEST_GROUP and 1 <= (self.k or 0) <= self.group):
             raise refuse(f"pattern at site {site}", f"{self.k}:{self.group}", f"N:M with 1 <= N <= M <= {WIDEST_GROUP}")

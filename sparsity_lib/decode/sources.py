@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -9,11 +11,18 @@ from transformers import PretrainedConfig
 from sparsity_lib.decode.architecture import Architecture, rotations
 from sparsity_lib.errors import SparsityError
 
+if TYPE_CHECKING:
+    from sparsity_lib.decode.granular import Granular
+    from sparsity_lib.decode.rules import Choice
+
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 class ModelSource:
     """Weights of a Hugging Face decoder."""
+
+    #: Modules whose weights are all there is to them.
+    linears: tuple[type[nn.Module], ...] = (nn.Linear,)
 
     def __init__(self, model: nn.Module) -> None:
         self.architecture = Architecture.of(model.config)
@@ -30,10 +39,21 @@ class ModelSource:
     def _linear(self, layer: int, name: str) -> nn.Linear:
         block = self.core.layers[layer]
         found = getattr(block.self_attn if name in "qkvo" else block.mlp, f"{name}_proj")
-        if type(found) is not nn.Linear:  # an adapter's own weights would be left out
+        if type(found) not in self.linears:  # an adapter's own weights would be left out
             kind = type(found).__name__
             raise SparsityError(f"{name}_proj of block {layer} is a {kind}, not a Linear. Fix: merge adapters first.")
         return found
+
+    def granular(self, layer: int, name: str) -> Granular | None:
+        """The stripes of a projection; None where it is one piece."""
+        return None
+
+    def granular_head(self) -> Granular | None:
+        return None
+
+    def choice(self, layer: int, site: str, width: int) -> Choice | None:
+        """What the model itself drops at a site, without any plan."""
+        return None
 
     def norms(self, layer: int) -> dict[str, Tensor | None]:
         """Multipliers of the block's norms by the names of structures.Layer."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from sparsity_lib.bench import batch, calibration, decode, evaluation, glu, gpu, matvec, nm, nm_gpu
+from sparsity_lib.bench import batch, calibration, cwic_gpu, cwic_train, decode, evaluation, glu, gpu, matvec, nm, nm_gpu
 from sparsity_lib.experiments import (
     claws_benchmarks,
     claws_lora,
@@ -48,9 +48,11 @@ EXPERIMENTS = {
     "bench/gpu": gpu.run,
     "bench/nm": nm.run,
     "bench/nm_gpu": nm_gpu.run,
+    "bench/cwic_train": cwic_train.run,
+    "bench/cwic_gpu": cwic_gpu.run,
 }
 #: Those that need a GPU.
-ON_GPU = ("bench/gpu", "bench/nm_gpu")
+ON_GPU = ("bench/gpu", "bench/nm_gpu", "bench/cwic_gpu")
 
 
 def runnable() -> list[str]:

@@ -45,6 +45,12 @@ class Vectors(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("stride", ctypes.c_int64), ("format", ctypes.c_int32), ("batch", ctypes.c_int32)]
 
 
+class Stripe(ctypes.Structure):
+    """types.h: Stripe."""
+
+    _fields_ = [("weight", Weight), ("select", Select), ("first", ctypes.c_int64)]
+
+
 def path() -> Path | None:
     """The compiled library, or None where the install could not build it."""
     folder = Path(__file__).parent
@@ -70,18 +76,18 @@ def load() -> ctypes.CDLL | None:
             warnings.warn(f"The compiled CPU operators are missing, plain PyTorch does their work, slowly. {fix}", stacklevel=3)
         return None
     library = ctypes.CDLL(str(found))
-    sizes = (ctypes.c_int64 * 4)()
+    sizes = (ctypes.c_int64 * 5)()
     library.sparsity_sizes(sizes)
-    if list(sizes) != [ctypes.sizeof(Weight), ctypes.sizeof(Select), ctypes.sizeof(Vectors), ctypes.sizeof(ctypes.c_void_p)]:
+    if list(sizes) != [ctypes.sizeof(each) for each in (Weight, Select, Vectors, ctypes.c_void_p, Stripe)]:
         raise SparsityError(f"{found.name} was built from other sources. Fix: pip install the package again.")
     library.sparsity_start.argtypes = (ctypes.c_char_p, *[ctypes.c_void_p] * 3)
     if library.sparsity_start(wanted.encode() or None, *_thread_pool()):
         raise SparsityError(f"{SWITCH} = {wanted!r}: this processor lacks it. Fix: unset it, or name another.")
     pointer, long, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    library.sparsity_input_sparse.argtypes = (
-        pointer, pointer, long, long, pointer, pointer, pointer, integer, pointer, ctypes.c_int)
+    library.sparsity_input_sparse.argtypes = (*[pointer] * 5, integer, pointer, ctypes.c_int)
+    library.sparsity_striped.argtypes = (pointer, long, long, *[pointer] * 3, integer, pointer, ctypes.c_int)
     library.sparsity_dense.argtypes = (pointer, pointer, pointer, pointer, ctypes.c_int)
-    library.sparsity_glu.argtypes = (*[pointer] * 7, integer, integer, pointer, pointer, pointer, ctypes.c_int)
+    library.sparsity_glu.argtypes = (*[pointer] * 8, integer, integer, pointer, pointer, pointer, ctypes.c_int)
     library.sparsity_nm_select.argtypes = (pointer, long, pointer, pointer, integer, pointer, ctypes.c_int)
     library.sparsity_isa.restype = ctypes.c_char_p
     library.sparsity_read.restype = ctypes.c_double
@@ -127,6 +133,32 @@ def weight_of(packed: Packed) -> Weight:
         raise refuse("format", packed.format, f"one that the compiled library knows: {formats}")
     found = Weight(packed.data.data_ptr(), scales, packed.rows, packed.cols, packed.padded, packed.stride, number, packed.group)
     packed.__dict__["_structure"] = found  # the dataclass is frozen, its tensors stay where they are
+    return found
+
+
+def stripes_of(packed: Packed, thresholds: Tensor, shift: Tensor | None, scale: Tensor | None, rounded: bool) -> ctypes.Array:
+    """The structures of a weight packed in stripes; thresholds [stripes, in] float32. All tensors must outlive it.
+
+    rounded: whether x is bfloat16. Made once for the same memory.
+    """
+    key = (thresholds.data_ptr(), address(shift), address(scale), rounded)
+    known = packed.__dict__.get("_stripes", (None, None))
+    if known[0] == key:
+        return known[1]
+    whole, found = weight_of(packed), (Stripe * packed.stripes)()
+    (_, line, bits), step = FORMATS[packed.format], packed.rows * packed.padded
+    for i, each in enumerate(found):
+        first = i * packed.stripe
+        scales = whole.scales
+        if scales is not None:  # of int8 one an output, of int4 bfloat16 along the rows
+            scales += 4 * first if packed.format == "int8" else 2 * i * step // packed.group
+        outputs = min(packed.stripe, packed.cols - first)
+        padded = packed.padded if packed.format == "int4" else -(-outputs // line) * line  # int4's scales lie `padded` apart
+        each.weight = Weight(whole.data + i * step * bits // 8, scales, packed.rows, outputs, padded, packed.padded, whole.format,
+                             packed.group, int(rounded))
+        each.select = Select(address(shift), address(scale), thresholds.data_ptr() + 4 * i * packed.rows)
+        each.first = first
+    packed.__dict__["_stripes"] = (key, found)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 
 import torch
 from torch import Tensor
@@ -20,26 +21,23 @@ def can(x: Tensor, weight: Packed | None = None) -> bool:
 
 def input_sparse(
     x: Tensor, weight: Packed, shift: Tensor | None, scale: Tensor | None, thresholds: Tensor | None, threshold: float, k: int,
-    stripe_width: int, bias: Tensor | None, union: bool, m: int = 0, repair: bool = False,
+    bias: Tensor | None, union: bool, m: int = 0, repair: bool = False,
 ) -> Tensor:
-    """x [tokens, in] -> [tokens, out]; k < 0: by threshold; thresholds: [in], or [stripes, in] where stripe_width > 0.
+    """x [tokens, in] -> [tokens, out]; k < 0: by threshold; thresholds: [in], or [stripes, in] of a weight in stripes.
 
     m: k of every m inputs (0: of all).
     """
     native, one, address = library.load(), ctypes.byref, library.address
-    stripes = len(thresholds) if stripe_width else 1
-    rules = (library.Select * stripes)()
-    for i, rule in enumerate(rules):
-        rule.shift, rule.scale = address(shift), address(scale)
-        if thresholds is not None:
-            rule.threshold_each = thresholds.data_ptr() + (4 * i * weight.rows if stripe_width else 0)
-        rule.threshold, rule.by_rank, rule.k = threshold, int(k >= 0), max(k, 0)
-        rule.group, rule.repair = m, int(repair)
     y = torch.empty(len(x), weight.cols, dtype=x.dtype)
+    if weight.stripe:
+        stripes = library.stripes_of(weight, thresholds, shift, scale, x.dtype == torch.bfloat16)
+        call = functools.partial(native.sparsity_striped, stripes, len(stripes), weight.cols)
+    else:
+        rule = library.Select(
+            address(shift), address(scale), address(thresholds), threshold, int(k >= 0), max(k, 0), m, int(repair))
+        call = functools.partial(native.sparsity_input_sparse, one(library.weight_of(weight)), one(rule))
     for inputs, outputs in _batches(x, y):
-        status = native.sparsity_input_sparse(
-            one(library.weight_of(weight)), rules, stripes, stripe_width, one(inputs), one(outputs), address(bias), union, None,
-            torch.get_num_threads())
+        status = call(one(inputs), one(outputs), address(bias), union, None, torch.get_num_threads())
         library.check(status, "input_sparse")
     return y
 
@@ -57,16 +55,36 @@ def linear(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
 
 def glu(
     x: Tensor, gate: Packed, up: Packed, down: Packed, gate_bias: Tensor | None, up_bias: Tensor | None,
-    down_bias: Tensor | None, saliency: Tensor | None, threshold: float, k: int, activation: int, union: bool,
+    down_bias: Tensor | None, saliency: Tensor | None, thresholds: Tensor | None, threshold: float, k: int, activation: int,
+    union: bool,
 ) -> Tensor:
     """x [tokens, in] -> [tokens, out]; k < 0: by threshold; activation: a number of reference.ACTIVATIONS."""
-    native, one, address = library.load(), ctypes.byref, library.address
-    rule = library.Select(None, address(saliency), None, threshold, int(k >= 0), max(k, 0))
+    rule = library.Select(None, library.address(saliency), library.address(thresholds), threshold, int(k >= 0), max(k, 0))
+    return _neurons(x, gate, None, up, down, (gate_bias, up_bias, down_bias), rule, activation, union)
+
+
+def gated(
+    x: Tensor, g: Tensor, up: Packed, down: Packed, up_bias: Tensor | None, down_bias: Tensor | None, saliency: Tensor | None,
+    thresholds: Tensor | None, threshold: float, k: int, union: bool,
+) -> Tensor:
+    """`glu` where g [tokens, neurons] is known: act(W_gate x)."""
+    rule = library.Select(None, library.address(saliency), library.address(thresholds), threshold, int(k >= 0), max(k, 0))
+    return _neurons(x, None, g, up, down, (None, up_bias, down_bias), rule, 0, union)
+
+
+def _neurons(
+    x: Tensor, gate: Packed | None, g: Tensor | None, up: Packed, down: Packed, biases: tuple[Tensor | None, ...],
+    rule: library.Select, activation: int, union: bool,
+) -> Tensor:
+    native, one = library.load(), ctypes.byref
     y = torch.empty(len(x), down.cols, dtype=x.dtype)
-    for inputs, outputs in _batches(x, y):
+    whole = None if gate is None else one(library.weight_of(gate))
+    others = (one(library.weight_of(up)), one(library.weight_of(down)), *map(library.address, biases), one(rule))
+    batches = _batches(x, y)
+    given = [None] * len(batches) if g is None else [one(each) for each, _ in _batches(g, g)]
+    for (inputs, outputs), gates in zip(batches, given, strict=True):
         status = native.sparsity_glu(
-            one(library.weight_of(gate)), one(library.weight_of(up)), one(library.weight_of(down)), address(gate_bias),
-            address(up_bias), address(down_bias), one(rule), activation, union, one(inputs), one(outputs), None,
+            whole, gates, *others, activation, union, one(inputs), one(outputs), None,
             torch.get_num_threads())
         library.check(status, "glu")
     return y

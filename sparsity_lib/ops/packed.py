@@ -3,6 +3,9 @@
     skip="outputs"   rows are outputs, W [out, in]     gate and up projections of a gated FFN
     skip="inputs"    rows are inputs,  W^T [in, out]   the down projection, and any linear layer with dropped inputs
 
+With stripe=n, for skip="inputs", every n outputs lie together as a matrix W^T [in, n] of their own: what a stripe keeps of its
+inputs by its own rule (granular sparsity, as in CWIC) is then read from one piece of memory.
+
 A linear layer is packed once, in the layout that its site needs: no second copy is kept.
 """
 
@@ -13,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sparsity_lib.checks import count
 from sparsity_lib.errors import SparsityError, refuse, unknown
 
 #: Formats by the names of `pack`, with the C++ side's numbers, entries of a 64-byte line, and bits an entry.
@@ -27,7 +31,7 @@ class Packed:
     """A packed weight matrix; make it with `pack`.
 
     data: [rows, padded] float32, bfloat16, float16 or int8, or [rows, padded / 8] int32 of eight nibbles each; rows may lie
-    further apart than they are long (see `pair`).
+    further apart than they are long (see `pair`). With a stripe, [stripes * rows, padded], padded being a stripe's.
     scales: int8 [out], one an output; int4 [rows, padded / group] bfloat16, one for `group` entries along a row.
     """
 
@@ -39,12 +43,13 @@ class Packed:
     format: str
     group: int
     skip: str
+    stripe: int = 0
 
     def __post_init__(self) -> None:
         # Kernels follow its pointers: what does not fit together must not come to be.
         _, line, bits = FORMATS[self.format]
-        data, rows, cols, padded = self.data, self.rows, self.cols, self.padded
-        outputs = cols if self.skip == "inputs" else rows
+        data, rows, cols, padded = self.data, self.rows * self.stripes, self.stripe or self.cols, self.padded
+        outputs = self.cols if self.skip == "inputs" else rows
         scales = {"int8": outputs, "int4": rows * padded // self.group}.get(self.format, 0)
         size = data.numel() * data.element_size()
         whole = padded % line == 0 and cols <= padded < cols + line and size == rows * padded * bits // 8
@@ -60,6 +65,11 @@ class Packed:
     @property
     def outputs(self) -> int:
         return self.cols if self.skip == "inputs" else self.rows
+
+    @property
+    def stripes(self) -> int:
+        """Stripes of outputs that lie apart; the last may be narrower than the others, and is padded."""
+        return -(-self.cols // self.stripe) if self.stripe else 1
 
     @property
     def stride(self) -> int:
@@ -80,16 +90,19 @@ class Packed:
     def dense(self) -> Tensor:
         """The matrix as stored, back in float32 [out, in]: what every backend's numbers are compared with."""
         if self.format == "int4":
-            values = _unpack_int4(self.data).view(self.rows, -1, self.group).float() * self.scales.float()[..., None]
-            found = values.view(self.rows, self.padded)[:, : self.cols]
+            values = _unpack_int4(self.data).view(len(self.data), -1, self.group).float() * self.scales.float()[..., None]
+            found = values.view(len(self.data), self.padded)
         else:
-            found = self.data.view(self.rows, self.padded)[:, : self.cols].float()
+            found = self.data.float()
+        if self.stripe:  # side by side again
+            found = found.view(self.stripes, self.rows, self.padded)[..., : self.stripe].transpose(0, 1).reshape(self.rows, -1)
+        found = found[:, : self.cols]
         if self.format == "int8":
             found = found * (self.scales if self.skip == "inputs" else self.scales[:, None])
         return (found.T if self.skip == "inputs" else found).contiguous()
 
 
-def pack(weight: Tensor, skip: str, format: str | None = None, group: int = 32) -> Packed:
+def pack(weight: Tensor, skip: str, format: str | None = None, group: int = 32, stripe: int | None = None) -> Packed:
     """Pack a weight matrix [out, in].
 
     Parameters
@@ -101,6 +114,9 @@ def pack(weight: Tensor, skip: str, format: str | None = None, group: int = 32) 
         bfloat16 scale for `group` entries along the stored rows); by default the weight's own.
     group
         32 or 128 entries a scale, int4 only.
+    stripe
+        Outputs that get a rule of their own, with skip="inputs"; the last stripe takes what is left. Any number: each stripe's
+        rows are padded to whole cache lines (16 float32 or 128 int4 entries), so few outputs waste some of what is read.
 
     Raises
     ------
@@ -118,11 +134,21 @@ def pack(weight: Tensor, skip: str, format: str | None = None, group: int = 32) 
         raise refuse("weight", f"{weight.dtype} {tuple(weight.shape)}", "a floating-point matrix [out, in], not empty")
     if not weight.isfinite().all():
         raise SparsityError("The weight holds NaN or infinity, which no kernel may skip. Fix: repair the model.")
+    if stripe is not None and (skip != "inputs" or count("stripe", stripe) > len(weight)):
+        raise refuse("stripe", stripe, f"at most the {len(weight)} outputs of a weight packed with skip='inputs'")
     line = FORMATS[format][1]
     stored = (weight.T if skip == "inputs" else weight).detach()
     rows, cols = stored.shape
-    padded = -(-cols // line) * line
-    shape = {"rows": rows, "cols": cols, "padded": padded, "format": format, "group": group, "skip": skip}
+    padded = -(-(stripe or cols) // line) * line
+    shape = {"rows": rows, "cols": cols, "padded": padded, "format": format, "group": group, "skip": skip, "stripe": stripe or 0}
+    if format == "int8":
+        scales = (weight.detach().float().abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        scaled = stored.float() / (scales if skip == "inputs" else scales[:, None])
+        stored = scaled.round().clamp(-127, 127).to(torch.int8)
+    if stripe:  # one stripe below the other
+        whole = torch.nn.functional.pad(stored, (0, -cols % stripe)).view(rows, -1, stripe)
+        stored = whole.transpose(0, 1).reshape(-1, stripe)
+    rows, cols = stored.shape
     if format in ("float32", "bfloat16", "float16"):
         data = _buffer((rows, padded), getattr(torch, format), weight.device)
         data[:, :cols] = stored
@@ -130,10 +156,8 @@ def pack(weight: Tensor, skip: str, format: str | None = None, group: int = 32) 
             raise refuse("weight", float(weight.abs().max()), f"numbers that {format} can hold", "choose another format")
         return Packed(data, None, **shape)
     if format == "int8":
-        scales = (weight.detach().float().abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
         data = _buffer((rows, padded), torch.int8, weight.device)
-        scaled = stored.float() / (scales if skip == "inputs" else scales[:, None])
-        data[:, :cols] = scaled.round().clamp(-127, 127).to(torch.int8)
+        data[:, :cols] = stored
         return Packed(data, scales.contiguous(), **shape)
     wide = torch.nn.functional.pad(stored.float(), (0, padded - cols)).view(rows, -1, group)
     extreme = wide.gather(-1, wide.abs().argmax(-1, keepdim=True))  # the largest by size becomes -8, the range's long end
@@ -153,8 +177,10 @@ def pair(up: Packed, down: Packed) -> tuple[Packed, Packed]:
     Raises
     ------
     SparsityError
-        If the two differ in rows or format.
+        If the two differ in rows or format, or lie in stripes.
     """
+    if up.stripe or down.stripe:
+        raise refuse("stripe", up.stripe or down.stripe, "none: rows that lie in several pieces have no neighbours")
     for name, one, other in (("rows", up.rows, down.rows), ("format", (up.format, up.group), (down.format, down.group))):
         if one != other:
             raise refuse(f"{name} of down", other, f"{one}, as up has")

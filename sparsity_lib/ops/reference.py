@@ -85,22 +85,20 @@ def _shared(mask: Tensor) -> Tensor:
 
 def input_sparse(
     x: Tensor, weight: Packed, *, threshold: Tensor | float | None = None, k: int | None = None, shift: Tensor | None = None,
-    scale: Tensor | None = None, stripe_width: int | None = None, bias: Tensor | None = None, union: bool = False,
-    m: int = 0, repair: bool = False,
+    scale: Tensor | None = None, bias: Tensor | None = None, union: bool = False, m: int = 0, repair: bool = False,
 ) -> Tensor:
     """y_o = sum over kept i of (x_i - shift_i) W[o, i] + bias_o, for x [tokens, in]; in float32, then x's dtype.
 
-    threshold: one number, or [in] one an entry, or [stripes, in] with one rule for each `stripe_width` outputs.
+    threshold: one number, or [in] one an entry, or [stripes, in] of a weight packed in stripes.
     union: a token uses every entry that any token of its batch (16 in a row) keeps.
     m, repair: as in `keep` and `repaired`.
     """
     matrix, value = weight.dense(), x.float() if shift is None else x.float() - shift
-    striped = stripe_width is not None
-    rules = list(threshold) if striped else [threshold]
+    rules = list(threshold) if weight.stripe else [threshold]
     found = torch.empty(len(x), weight.outputs, device=x.device)
     for stripe, rule in enumerate(rules):
-        last = stripe + 1 == len(rules)
-        part = slice(stripe * (stripe_width or 0), None if last else (stripe + 1) * stripe_width)
+        width = weight.stripe or weight.outputs
+        part = slice(stripe * width, (stripe + 1) * width)
         mask = keep(x, threshold=rule, k=k, shift=shift, scale=scale, m=m)
         kept = torch.where(_shared(mask) if union else mask, value, 0)
         found[:, part] = (repaired(kept, value) if repair else kept) @ matrix[part].T
@@ -123,14 +121,23 @@ def activate(x: Tensor, name: str) -> Tensor:
 
 
 def glu(
-    x: Tensor, gate: Packed, up: Packed, down: Packed, *, activation: str, threshold: float | None = None, k: int | None = None,
-    saliency: Tensor | None = None, gate_bias: Tensor | None = None, up_bias: Tensor | None = None,
+    x: Tensor, gate: Packed, up: Packed, down: Packed, *, activation: str, threshold: Tensor | float | None = None,
+    k: int | None = None, saliency: Tensor | None = None, gate_bias: Tensor | None = None, up_bias: Tensor | None = None,
     down_bias: Tensor | None = None, union: bool = False,
 ) -> Tensor:
     """y = W_down (m * g * (W_up x)), g = act(W_gate x), m the neurons kept by |g| * saliency; x [tokens, in]."""
-    wide = x.float()
-    g = wide @ gate.dense().T
+    g = x.float() @ gate.dense().T
     g = activate(g if gate_bias is None else g + gate_bias, activation)
+    return gated(
+        x, g, up, down, threshold=threshold, k=k, saliency=saliency, up_bias=up_bias, down_bias=down_bias, union=union)
+
+
+def gated(
+    x: Tensor, g: Tensor, up: Packed, down: Packed, *, threshold: Tensor | float | None = None, k: int | None = None,
+    saliency: Tensor | None = None, up_bias: Tensor | None = None, down_bias: Tensor | None = None, union: bool = False,
+) -> Tensor:
+    """`glu` where g [tokens, neurons] is known. threshold: one number, or [neurons]."""
+    wide, g = x.float(), g.float()
     mask = keep(g, threshold=threshold, k=k, scale=saliency)
     mask = _shared(mask) if union else mask
     u = wide @ up.dense().T

@@ -97,6 +97,13 @@ Options mixed(const Shape& s) {  // a gate site behind input sites, everything e
     return o;
 }
 
+Options granular(const Shape& s, bool extras) {
+    Options o = gate(by_threshold(0));
+    o.shape = s, o.extras = extras, o.stripes = true;
+    for (int64_t j = 0; j < s.neurons; j++) o.gate.rule.each.push_back(fabsf(normal()) * 0.3f);
+    return o;
+}
+
 // What must be refused before anything follows a pointer: a change of one field each.
 void refused() {
     const Model plain((Options())), sparse(inputs({}));
@@ -156,6 +163,16 @@ void refused() {
     layer(gated, [](Layer& l) { l.at_down.active = 1; });
     layer(gated, [](Layer& l) { l.at_gate.rotated = 1; });
     layer(gated, [](Layer& l) { l.at_gate.active = 0; });
+    const Model striped(granular({}, false));
+    expect(sparsity_decoder_check(&striped.decoder) == 0, "stripes were refused");
+    layer(striped, [](Layer& l) { l.stripes_qkv.count--; });
+    layer(striped, [](Layer& l) { l.stripes_o.first = nullptr; });
+    layer(striped, [](Layer& l) { l.stripes_gate.count = -1; });
+    layer(striped, [](Layer& l) { l.at_qkv.active = 1; });
+    layer(striped, [](Layer& l) { l.at_gate.active = 0; });
+    Decoder short_head = striped.decoder;
+    short_head.stripes_head.count--;
+    expect(sparsity_decoder_check(&short_head) == 1, "too few stripes of the head were not refused");
 }
 
 }  // namespace
@@ -170,9 +187,10 @@ void check_decoder() {
         decode("inputs", inputs(shape), worst);
         decode("rotated everywhere", rotated_everywhere(shape), worst);
         decode("mixed", mixed(shape), worst);
+        for (bool extras : {false, true}) decode("granular", granular(shape, extras), worst);
     }
     for (Stored stored : STORED)
-        for (Options o : {dense(), mixed(uneven), rotated_everywhere(small)}) {
+        for (Options o : {dense(), mixed(uneven), rotated_everywhere(small), granular(uneven, true)}) {
             o.stored = stored;
             decode("formats", o, worst);
             o.cache_format = FORMAT_BF16;

@@ -12,7 +12,7 @@ std::vector<bool> finite_tokens(Batch& x, const Rule& rule, int threads, int32_t
     Batch y(x.tokens, OUTPUTS, x.format);
     const Vectors in = x.vectors(), out = y.vectors();
     const Select select = rule.select();
-    expect(sparsity_input_sparse(&m.weight, &select, 1, 0, &in, &out, nullptr, share, nullptr, threads) == 0, "refused");
+    expect(sparsity_input_sparse(&m.weight, &select, &in, &out, nullptr, share, nullptr, threads) == 0, "refused");
     std::vector<bool> finite;
     for (int t = 0; t < x.tokens; t++) {
         int64_t count = 0;
@@ -61,7 +61,7 @@ void overflow_of_another_token(int threads) {
         const Vectors in = x.vectors(), out = y.vectors();
         const Select select = by_threshold(0.5f).select();
         int64_t kept = 0;
-        const int status = sparsity_glu(&gate.weight, &up.weight, &down.weight, nullptr, up_bias.data(), nullptr, &select,
+        const int status = sparsity_glu(&gate.weight, nullptr, &up.weight, &down.weight, nullptr, up_bias.data(), nullptr, &select,
                                         ACT_NONE, SHARE_OWN, &in, &out, &kept, threads);
         expect(status == 0 && kept == 2, "overflow: status %d, kept %ld", status, long(kept));
         for (int t = 0; t < tokens; t++)
@@ -83,7 +83,7 @@ void equal_scores(int tokens, int threads) {
             const Select select = rule.select();
             const Vectors in = x.vectors(), out = y.vectors();
             int64_t read = -1;
-            const int status = sparsity_input_sparse(&m.weight, &select, 1, 0, &in, &out, nullptr, SHARE_OWN, &read, threads);
+            const int status = sparsity_input_sparse(&m.weight, &select, &in, &out, nullptr, SHARE_OWN, &read, threads);
             expect(status == 0 && read == k * OUTPUTS, "equal scores: status %d, read %ld", status, long(read));
             if (size == INFINITE) continue;
             std::vector<Bounded> expected(tokens * OUTPUTS);
@@ -126,11 +126,30 @@ void refused() {
     weight([](Weight& w) { w.format = FORMAT_I4, w.group = 64; });
     const Select select = by_rank(1).select();
     const Vectors row{y.data.data(), 6, FORMAT_F32, 2}, wide{x.data.data(), 7, FORMAT_F32, 2};
-    auto stripes = [&](int64_t count, int64_t width) {
-        return sparsity_input_sparse(&m.weight, &select, count, width, &row, &wide, nullptr, SHARE_OWN, nullptr, 1);
+    expect(sparsity_input_sparse(&m.weight, &select, &row, &wide, nullptr, SHARE_OWN, nullptr, 1) == 0, "a product was refused");
+    const Matrix more = matrix(3, 2, {FORMAT_F32, 0}, false);
+    auto stripes = [&](int64_t count, int64_t outputs, auto change) {
+        Stripe all[] = {{m.weight, select, 0}, {more.weight, select, 4}};
+        change(all[1]);
+        Batch z(2, 6, FORMAT_F32);
+        const Vectors out = z.vectors();
+        return sparsity_striped(count < 0 ? nullptr : all, count, outputs, &row, &out, nullptr, SHARE_OWN, nullptr, 1);
     };
-    expect(stripes(1, 0) == 0, "one stripe was refused");
-    expect(stripes(0, 128) == 1 && stripes(2, 100) == 1 && stripes(2, 0) == 1, "bad stripes were not refused");
+    expect(stripes(2, 6, [](Stripe&) {}) == 0 && stripes(1, 4, [](Stripe&) {}) == 0, "good stripes were refused");
+    expect(stripes(0, 0, [](Stripe&) {}) == 1 && stripes(-1, 6, [](Stripe&) {}) == 1 && stripes(2, 5, [](Stripe&) {}) == 1 &&
+               stripes(1, 6, [](Stripe&) {}) == 1 && stripes(2, 6, [](Stripe& s) { s.first = 3; }) == 1 &&
+               stripes(2, 6, [](Stripe& s) { s.weight.rows = 2; }) == 1 && stripes(2, 6, [](Stripe& s) { s.weight.cols = 1; }) == 1 &&
+               stripes(2, 6, [](Stripe& s) { s.weight.data = nullptr; }) == 1 &&
+               stripes(2, 6, [](Stripe& s) { s.select.group = 65; }) == 1, "bad stripes were not refused");
+    const Matrix up = matrix(4, 3, {FORMAT_F32, 0}, true), down = matrix(4, 3, {FORMAT_F32, 0}, false);
+    auto gates = [&](const Weight* gate, const Vectors* given) {
+        return sparsity_glu(gate, given, &up.weight, &down.weight, nullptr, nullptr, nullptr, &select, ACT_NONE, SHARE_OWN, &row, &row,
+                            nullptr, 1);
+    };
+    const Vectors few{x.data.data(), 7, FORMAT_F32, 1}, nowhere{nullptr, 7, FORMAT_F32, 2};
+    expect(gates(nullptr, &in) == 0 && gates(&up.weight, nullptr) == 0, "a gated FFN was refused");
+    expect(gates(nullptr, nullptr) == 1 && gates(&up.weight, &in) == 1 && gates(nullptr, &few) == 1 && gates(nullptr, &nowhere) == 1,
+           "a gated FFN without a gate, or with two, was not refused");
 }
 
 }  // namespace

@@ -94,7 +94,7 @@ void products(Pattern p, int turn) {
         for (int t = 0; t < tokens; t++) masks.push_back(mask_of(rule, scores_of(rule, floats_of(x, t))));
         const Mask any = any_of(masks);
         int64_t read = -1;
-        const int status = sparsity_input_sparse(&m.weight, &select, 1, 0, &in, &out, nullptr, share, &read, 1 + turn % 5);
+        const int status = sparsity_input_sparse(&m.weight, &select, &in, &out, nullptr, share, &read, 1 + turn % 5);
         expect(status == 0 && read == std::count(any.begin(), any.end(), true) * outputs, "%d:%d: status %d, read %ld", p.n, p.m,
                status, long(read));
         std::vector<Bounded> expected;
@@ -131,8 +131,8 @@ void refused() {
     const Matrix m = matrix(8, 8, {FORMAT_F32, 0}, false);
     Select repaired = good;
     repaired.repair = 1;
-    expect(sparsity_input_sparse(&m.weight, &repaired, 1, 0, &in, &out, nullptr, SHARE_OWN, nullptr, 1) == 0 &&
-               sparsity_input_sparse(&m.weight, &repaired, 1, 0, &in, &out, nullptr, SHARE_UNION, nullptr, 1) == 1,
+    expect(sparsity_input_sparse(&m.weight, &repaired, &in, &out, nullptr, SHARE_OWN, nullptr, 1) == 0 &&
+               sparsity_input_sparse(&m.weight, &repaired, &in, &out, nullptr, SHARE_UNION, nullptr, 1) == 1,
            "a repair of what tokens share was not refused");
 }
 

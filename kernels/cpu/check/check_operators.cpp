@@ -13,43 +13,70 @@ struct Call {
 
 int64_t kept_of(const Mask& mask) { return std::count(mask.begin(), mask.end(), true); }
 
-// rules: one for each stripe of `width` outputs.
-void input_sparse(const Call& c, const std::vector<Rule>& rules, int64_t width = 128) {
-    const Matrix m = matrix(c.inputs, c.outputs, c.stored, false);
-    Batch x(c.tokens, c.inputs, c.in), y(c.tokens, c.outputs, c.out);
+// Outputs `first`, first + 1, ... of a product with m by one rule, for all tokens; returns the weights that it reads.
+int64_t expect_product(const Call& c, const Matrix& m, const Rule& rule, const Batch& x, const std::vector<float>& bias,
+                       int64_t first, std::vector<Bounded>& expected) {
+    std::vector<Mask> masks;
+    for (int t = 0; t < c.tokens; t++) masks.push_back(mask_of(rule, scores_of(rule, floats_of(x, t))));
+    const Mask any = any_of(masks);
     for (int t = 0; t < c.tokens; t++)
-        for (int64_t i = 0; i < c.inputs; i++) x.set(t, i, float(below(9) - 4) * 0.25f);  // with many ties
+        for (int64_t o = 0; o < m.weight.cols; o++) {
+            Sum sum;
+            const Mask& mask = c.share == SHARE_UNION ? any : masks[t];
+            std::vector<double> kept(c.inputs);
+            for (int64_t i = 0; i < c.inputs; i++)
+                if (mask[i]) kept[i] = double(x.at(t, i) - (rule.shift.empty() ? 0 : rule.shift[i]));
+            const double unit = unit_of(m, c.in, o, kept);
+            for (int64_t i = 0; i < c.inputs; i++)
+                if (mask[i]) sum.add(kept[i] * m.at(i, o), rounding(m, i, o, unit));
+            expected[t * c.outputs + first + o] = sum.times(1, c.bias ? bias[first + o] : 0);
+        }
+    return kept_of(any) * m.weight.cols;
+}
+
+Batch with_ties(const Call& c) {
+    Batch x(c.tokens, c.inputs, c.in);
+    for (int t = 0; t < c.tokens; t++)
+        for (int64_t i = 0; i < c.inputs; i++) x.set(t, i, float(below(9) - 4) * 0.25f);
+    return x;
+}
+
+void input_sparse(const Call& c, const Rule& rule) {
+    const Matrix m = matrix(c.inputs, c.outputs, c.stored, false);
+    Batch x = with_ties(c), y(c.tokens, c.outputs, c.out);
     const std::vector<float> bias = normals(c.outputs);
-    std::vector<Select> selects;
-    for (const Rule& rule : rules) selects.push_back(rule.select());
+    const Select select = rule.select();
     const Vectors in = x.vectors(), out = y.vectors();
-    int64_t read = -1, expected_read = 0;
-    const int status = sparsity_input_sparse(&m.weight, selects.data(), rules.size(), width, &in, &out,
-                                             c.bias ? bias.data() : nullptr, c.share, &read, c.threads);
+    int64_t read = -1;
+    const int status = sparsity_input_sparse(&m.weight, &select, &in, &out, c.bias ? bias.data() : nullptr, c.share, &read, c.threads);
     std::vector<Bounded> expected(c.tokens * c.outputs);
-    for (size_t s = 0; s < rules.size(); s++) {
-        const Rule& rule = rules[s];
-        const int64_t first = s * width, last = s + 1 == rules.size() ? c.outputs : std::min<int64_t>(c.outputs, first + width);
-        std::vector<Mask> masks;
-        for (int t = 0; t < c.tokens; t++) masks.push_back(mask_of(rule, scores_of(rule, floats_of(x, t))));
-        const Mask any = any_of(masks);
-        expected_read += kept_of(any) * std::max<int64_t>(0, last - first);
-        for (int t = 0; t < c.tokens; t++)
-            for (int64_t o = first; o < last; o++) {
-                Sum sum;
-                const Mask& mask = c.share == SHARE_UNION ? any : masks[t];
-                std::vector<double> kept(c.inputs);
-                for (int64_t i = 0; i < c.inputs; i++)
-                    if (mask[i]) kept[i] = double(x.at(t, i) - (rule.shift.empty() ? 0 : rule.shift[i]));
-                const double unit = unit_of(m, c.in, o, kept);
-                for (int64_t i = 0; i < c.inputs; i++)
-                    if (mask[i]) sum.add(kept[i] * m.at(i, o), rounding(m, i, o, unit));
-                expected[t * c.outputs + o] = sum.times(1, c.bias ? bias[o] : 0);
-            }
-    }
-    expect(status == 0 && read == expected_read, "input_sparse: status %d, read %ld of %ld", status, long(read),
-           long(expected_read));
+    const int64_t right = expect_product(c, m, rule, x, bias, 0, expected);
+    expect(status == 0 && read == right, "input_sparse: status %d, read %ld of %ld", status, long(read), long(right));
     compare("input_sparse", y, expected);
+}
+
+// widths: outputs of each stripe; rules go round.
+void striped(Call c, const std::vector<int64_t>& widths, const std::vector<Rule>& rules) {
+    c.outputs = 0;
+    for (int64_t width : widths) c.outputs += width;
+    std::vector<Matrix> matrices;
+    for (int64_t width : widths) matrices.push_back(matrix(c.inputs, width, c.stored, false));
+    Batch x = with_ties(c), y(c.tokens, c.outputs, c.out);
+    const std::vector<float> bias = normals(c.outputs);
+    std::vector<Bounded> expected(c.tokens * c.outputs);
+    std::vector<Stripe> stripes;
+    int64_t first = 0, read = -1, right = 0;
+    for (size_t s = 0; s < widths.size(); first += widths[s++]) {
+        const Rule& rule = rules[s % rules.size()];
+        stripes.push_back({matrices[s].weight, rule.select(), first});
+        stripes.back().weight.rounded = c.in == FORMAT_BF16;
+        right += expect_product(c, matrices[s], rule, x, bias, first, expected);
+    }
+    const Vectors in = x.vectors(), out = y.vectors();
+    const int status = sparsity_striped(stripes.data(), stripes.size(), c.outputs, &in, &out, c.bias ? bias.data() : nullptr, c.share,
+                                        &read, c.threads);
+    expect(status == 0 && read == right, "striped: status %d, read %ld of %ld", status, long(read), long(right));
+    compare("striped", y, expected);
 }
 
 void dense(const Call& c) {
@@ -91,6 +118,7 @@ struct Glu {
     Kind kind = THRESHOLD;
     int32_t activation = ACT_SILU;
     bool saliency = false, together = false;  // together: rows of `up` and `down` in turn
+    bool given = false;                       // the gate's outputs, and no gate
 };
 
 void glu(const Call& c, const Glu& options) {
@@ -101,7 +129,7 @@ void glu(const Call& c, const Glu& options) {
     std::vector<uint8_t> both;
     if (options.together) both = side_by_side(up, down), up.data.clear(), down.data.clear();
     const std::vector<float> biases[] = {normals(neurons, 0.3f), normals(neurons), normals(inputs)};
-    Batch x = random_batch(c.tokens, inputs, c.in), y(c.tokens, inputs, c.out);
+    Batch x = random_batch(c.tokens, inputs, c.in), y(c.tokens, inputs, c.out), gates(c.tokens, neurons, c.out);
     std::vector<double> scale;
     for (int64_t j = 0; options.saliency && j < neurons; j++) scale.push_back(float(1 + below(4)) * 0.5f);
     std::vector<std::vector<Bounded>> g(c.tokens), u(c.tokens);
@@ -110,16 +138,18 @@ void glu(const Call& c, const Glu& options) {
         for (int64_t j = 0; j < neurons; j++) {
             Bounded sums[] = {dot(gate, j, token_of(x, t)), dot(up, j, token_of(x, t))};
             for (int p = 0; c.bias && p < 2; p++) sums[p].value += biases[p][j], sums[p].error += EPS * fabs(biases[p][j]);
-            g[t].push_back(activated(sums[0], options.activation)), u[t].push_back(sums[1]);
+            if (options.given) gates.set(t, j, float(activated(sums[0], options.activation).value));
+            g[t].push_back(options.given ? Bounded{gates.at(t, j), 0} : activated(sums[0], options.activation));
+            u[t].push_back(sums[1]);
             scores[t].push_back(fabs(g[t][j].value) * (options.saliency ? scale[j] : 1.0));
         }
     const Rule rule = safe_rule(options.kind, scale, scores);
     const Select select = rule.select();
-    const Vectors in = x.vectors(), out = y.vectors();
+    const Vectors in = x.vectors(), out = y.vectors(), known = gates.vectors();
     auto given = [&](int p) { return c.bias ? biases[p].data() : nullptr; };
     int64_t kept = -1;
-    const int status = sparsity_glu(&gate.weight, &up.weight, &down.weight, given(0), given(1), given(2), &select,
-                                    options.activation, c.share, &in, &out, &kept, c.threads);
+    const int status = sparsity_glu(options.given ? nullptr : &gate.weight, options.given ? &known : nullptr, &up.weight,
+                                    &down.weight, given(0), given(1), given(2), &select, options.activation, c.share, &in, &out, &kept, c.threads);
     std::vector<Mask> masks;
     for (int t = 0; t < c.tokens; t++) masks.push_back(mask_of(rule, scores[t]));
     const Mask any = any_of(masks);
@@ -154,7 +184,7 @@ void all_formats_and_sizes() {
                         Call c = {stored, inputs, outputs, tokens, threads};
                         for (const Rule& rule : {by_threshold(0.5f), by_threshold(-1), by_threshold(1e9f), by_rank(0),
                                                  by_rank(inputs / 2), by_rank(inputs)})
-                            input_sparse(c, {rule});
+                            input_sparse(c, rule);
                         c.bias = turn++ % 2;
                         dense(c);
                         glu({stored, outputs, inputs, tokens, threads}, {Kind(turn % 5), ACT_SILU, turn % 3 == 0, turn % 4 == 0});
@@ -179,11 +209,13 @@ void rules_stripes_and_batches() {
                 for (int32_t share : {SHARE_OWN, SHARE_UNION}) {
                     Call c = {stored, 61, 313, tokens, threads, turn % 2, turn / 2 % 2, share, turn % 3 != 0};
                     const std::vector<Rule> three = {full_rule(61, THRESHOLD), full_rule(61, EACH), full_rule(61, RANK)};
-                    input_sparse(c, {three[turn++ % 3]});
-                    input_sparse(c, three);
-                    input_sparse(c, {three[0], by_rank(0), three[1], three[2], three[1]});  // more stripes than outputs
+                    input_sparse(c, three[turn++ % 3]);
+                    striped(c, {128, 128, 57}, three);
+                    striped(c, {1, 70, 16, 3, 129}, {three[0], by_rank(0), three[1], three[2]});
+                    striped(c, {300 + turn}, {three[turn % 3]});
                     c.inputs = 3, c.outputs = 2;
-                    input_sparse(c, {full_rule(3, Kind(turn % 3))});
+                    input_sparse(c, full_rule(3, Kind(turn % 3)));
+                    striped(c, {1, 1}, {full_rule(3, EACH)});
                     dense(c);
                     glu(c, {Kind(turn % 5), int32_t(turn / 2 % 5), turn % 2 == 1, turn % 3 == 1});
                 }
@@ -195,7 +227,8 @@ void widths() {
         for (Stored stored : STORED)
             for (int tokens : {1, 16}) {
                 const Call c = {stored, 37, outputs, tokens, tokens == 1 ? 3 : 2};
-                input_sparse(c, {by_rank(20)});
+                input_sparse(c, by_rank(20));
+                if (outputs > 4096) striped(c, {outputs, 40}, {by_rank(20), full_rule(37, EACH)});
                 if (tokens == 1) glu({stored, outputs, 11, tokens, 3}, {RANK, ACT_SILU, false, true});
             }
     for (Stored stored : STORED)
@@ -211,7 +244,9 @@ void gated_ffns() {
                 for (int tokens : {1, 6}) {
                     const Call c = {STORED[turn % 5], 45, 70, tokens, 1 + turn % 5, turn % 2, turn / 2 % 2, turn / 3 % 2,
                                     turn % 4 > 0};
-                    glu(c, {kind, activation, turn++ % 3 == 0, together});
+                    glu(c, {kind, activation, turn % 3 == 0, together, false});
+                    glu(c, {kind, activation, turn % 2 == 0, together, true});
+                    turn++;
                 }
     for (Stored stored : STORED) {
         glu({stored, 300, 90, 16, 3}, {RANK, ACT_GELU, true, true});   // narrow, many tokens

@@ -12,11 +12,11 @@
 #include "../types.h"
 
 extern "C" {
-int sparsity_input_sparse(const Weight*, const Select*, int64_t, int64_t, const Vectors*, const Vectors*, const float*, int32_t,
-                          int64_t*, int);
+int sparsity_input_sparse(const Weight*, const Select*, const Vectors*, const Vectors*, const float*, int32_t, int64_t*, int);
+int sparsity_striped(const Stripe*, int64_t, int64_t, const Vectors*, const Vectors*, const float*, int32_t, int64_t*, int);
 int sparsity_dense(const Weight*, const Vectors*, const Vectors*, const float*, int);
-int sparsity_glu(const Weight*, const Weight*, const Weight*, const float*, const float*, const float*, const Select*, int32_t,
-                 int32_t, const Vectors*, const Vectors*, int64_t*, int);
+int sparsity_glu(const Weight*, const Vectors*, const Weight*, const Weight*, const float*, const float*, const float*,
+                 const Select*, int32_t, int32_t, const Vectors*, const Vectors*, int64_t*, int);
 int sparsity_nm_select(const Select*, int64_t, const Vectors*, const Vectors*, int32_t, uint8_t*, int);
 }
 

@@ -18,9 +18,32 @@ struct Options {
     Place qkv, o, up, gate, down;
     int32_t cache_format = FORMAT_F32, activation = ACT_SILU, window = 0;  // window: of all layers but the first
     bool extras = false;  // biases, norms after and of heads, caps, factors
+    bool stripes = false;  // qkv, o, gate and head in stripes, with thresholds of their own; the gate's site has to be active
+};
+
+// A projection in stripes of several widths.
+struct Granular {
+    std::vector<Matrix> parts;
+    std::vector<Rule> rules;
+    std::vector<Stripe> stripes;
+
+    void fill(int64_t inputs, int64_t outputs, Stored stored) {
+        for (int64_t first = 0, width = 1; first < outputs; first += width, width = 1 + below(20)) {
+            width = std::min(width, outputs - first);
+            parts.push_back(matrix(inputs, width, stored, false, 1 / sqrtf(float(inputs))));
+            Rule rule;
+            for (int64_t i = 0; i < inputs; i++) rule.each.push_back(fabsf(normal()) * 0.6f), rule.shift.push_back(0.1f * normal());
+            rules.push_back(rule);
+        }
+        int64_t first = 0;
+        for (size_t s = 0; s < parts.size(); first += parts[s++].weight.cols)
+            stripes.push_back({parts[s].weight, rules[s].select(), first});
+    }
+    Stripes view() const { return {stripes.empty() ? nullptr : stripes.data(), int64_t(stripes.size())}; }
 };
 
 struct Block {
+    Granular qkv_stripes, o_stripes, gate_stripes;
     std::vector<float> norms[6];
     Matrix qkv, o, gate, up, gate_up, down, rotations[5];
     std::vector<float> biases[6];
@@ -31,7 +54,8 @@ struct Model {
     Options options;
     std::vector<Block> blocks;
     Matrix embedding, head;
-    std::vector<float> final_norm, cosine[2], sine[2];
+    Granular head_stripes;
+    std::vector<float> final_norm, head_bias, cosine[2], sine[2];
     std::vector<Layer> layers;
     Decoder decoder{};
 
@@ -39,7 +63,9 @@ struct Model {
         const Shape& s = options.shape;
         embedding = matrix(s.vocabulary, s.hidden, options.stored, true);
         head = matrix(s.vocabulary, s.hidden, options.stored, true, 1 / sqrtf(float(s.hidden)));
+        if (options.stripes) head_stripes.fill(s.hidden, s.vocabulary, options.stored);
         final_norm = multipliers(s.hidden);
+        if (options.extras) head_bias = normals(s.vocabulary, 0.3f);
         for (int table = 0; table < 2; table++)
             for (int64_t i = 0; i < s.capacity * s.head_dim; i++) {
                 const double angle = double(i / s.head_dim) * pow(table ? 50 : 10, -double(i % (s.head_dim / 2)) / 4);
@@ -74,6 +100,10 @@ struct Model {
         if (options.up.active) b.gate_up = weight(h, 2 * n, true);
         else b.gate = weight(h, n, false), b.up = weight(h, n, false);
         b.down = weight(n, h, options.down.active || options.gate.active);
+        if (options.stripes) {
+            b.qkv_stripes.fill(h, q + 2 * kv, options.stored), b.o_stripes.fill(q, h, options.stored);
+            b.gate_stripes.fill(h, n, options.stored);
+        }
         const Place* places[] = {&options.qkv, &options.o, &options.up, &options.gate, &options.down};
         const int64_t widths[] = {h, q, h, n, n};
         for (int i = 0; i < 5; i++)
@@ -100,11 +130,11 @@ struct Model {
                               b.qkv.weight, b.o.weight, b.gate.weight, b.up.weight, b.gate_up.weight, b.down.weight,
                               at(c[0]), at(c[1]), at(c[2]), at(c[3]), at(c[4]), at(c[5]),
                               site(options.qkv, 0), site(options.o, 1), site(options.up, 2), site(options.gate, 3),
-                              site(options.down, 4), b.keys.data(), b.values.data(), i ? options.window : 0, int32_t(i % 2)});
+                              site(options.down, 4), b.qkv_stripes.view(), b.o_stripes.view(), b.gate_stripes.view(), b.keys.data(), b.values.data(), i ? options.window : 0, int32_t(i % 2)});
         }
         const bool extras = options.extras;
         decoder = {layers.data(), s.layers, s.hidden, s.heads, s.kv_heads, s.head_dim, s.neurons, s.capacity, s.vocabulary,
-                   embedding.weight, head.weight, final_norm.data(), {cosine[0].data(), cosine[1].data()},
+                   embedding.weight, head.weight, head_stripes.view(), final_norm.data(), at(head_bias), {cosine[0].data(), cosine[1].data()},
                    {sine[0].data(), sine[1].data()}, 1e-5f, float(1 / sqrt(double(s.head_dim))), extras ? 1.5f : 1.0f,
                    extras ? 2.0f : 0.0f, extras ? 3.0f : 0.0f, extras ? 0.5f : 1.0f, options.activation, options.cache_format};
     }

@@ -20,14 +20,14 @@ struct SlowDecoder {
         for (size_t l = 0; l < model.blocks.size(); l++) {
             const Block& b = model.blocks[l];
             const Row attended = attention(l, normed(x, b.norms[0]));
-            add(x, project(b, 1, b.o, b.biases[1], model.options.o, attended), b.norms[1]);
+            add(x, project(b, 1, b.o, b.biases[1], model.options.o, attended, b.o_stripes), b.norms[1]);
             const Row inside = normed(x, b.norms[2]);
             if (model.options.gate.active)
                 add(x, chosen(b, inside), b.norms[3]);
             else
                 add(x, project(b, 4, b.down, b.biases[5], model.options.down, expanded(b, inside)), b.norms[3]);
         }
-        Row logits = product(model.head, {}, normed(x, model.final_norm));
+        Row logits = granular(model.head_stripes, model.head, model.head_bias, normed(x, model.final_norm));
         for (double& v : logits) {
             v *= m.logit_factor;
             if (m.logit_cap > 0) v = m.logit_cap * tanh(v / m.logit_cap);
@@ -68,8 +68,9 @@ struct SlowDecoder {
         closest = fmin(closest, closeness(rule, score));
         return mask_of(rule, score);
     }
-    Row project(const Block& b, int number, const Matrix& m, const std::vector<float>& bias, const Place& place, Row x) {
-        if (!place.active) return product(m, bias, x);
+    Row project(const Block& b, int number, const Matrix& m, const std::vector<float>& bias, const Place& place, Row x,
+                const Granular& stripes = {}) {
+        if (!place.active) return granular(stripes, m, bias, x);
         if (place.rotated) x = product(b.rotations[number], {}, x);
         const Mask kept = mask(place.rule, x);
         Row y(m.weight.cols);
@@ -79,6 +80,23 @@ struct SlowDecoder {
                 if (kept[i]) y[o] += (x[i] - (place.rule.shift.empty() ? 0 : place.rule.shift[i])) * double(m.at(i, o));
         }
         bytes += row_size(m.weight) * double(std::count(kept.begin(), kept.end(), true));
+        return y;
+    }
+    // In stripes, whose thresholds are read too; a whole dense product where there are none.
+    Row granular(const Granular& all, const Matrix& m, const std::vector<float>& bias, const Row& x) {
+        if (all.parts.empty()) return product(m, bias, x);
+        Row y;
+        for (size_t s = 0; s < all.parts.size(); s++) {
+            const Mask kept = mask(all.rules[s], x);
+            const Matrix& part = all.parts[s];
+            bytes += row_size(part.weight) * double(std::count(kept.begin(), kept.end(), true)) + 4 * double(x.size());
+            for (int64_t o = 0; o < part.weight.cols; o++) {
+                double sum = bias.empty() ? 0 : bias[y.size()];
+                for (size_t i = 0; i < x.size(); i++)
+                    if (kept[i]) sum += (x[i] - all.rules[s].shift[i]) * double(part.at(i, o));
+                y.push_back(sum);
+            }
+        }
         return y;
     }
     // One head after its norm, turned to the last position.
@@ -102,7 +120,7 @@ struct SlowDecoder {
         const Decoder& m = model.decoder;
         const Block& b = model.blocks[l];
         const int64_t d = m.head_dim, position = keys[l].size();
-        const Row qkv = project(b, 0, b.qkv, b.biases[0], model.options.qkv, x);
+        const Row qkv = project(b, 0, b.qkv, b.biases[0], model.options.qkv, x, b.qkv_stripes);
         auto head = [&](int64_t h) { return Row(qkv.begin() + h * d, qkv.begin() + (h + 1) * d); };
         Row key, value, out;
         for (int64_t h = 0; h < m.kv_heads; h++) {
@@ -145,10 +163,10 @@ struct SlowDecoder {
         return g;
     }
     Row chosen(const Block& b, const Row& x) {
-        Row g = product(b.gate, b.biases[2], x), y(model.decoder.hidden);
+        Row g = granular(b.gate_stripes, b.gate, b.biases[2], x), y(model.decoder.hidden);
         activate(g);
         const Mask kept = mask(model.options.gate.rule, g);
-        const double before = bytes;
+        const double before = bytes + (model.options.gate.rule.each.empty() ? 0 : 4 * double(g.size()));
         const Row u = product(b.up, b.biases[3], x);
         bytes = before + (row_size(b.up.weight) + row_size(b.down.weight)) * double(std::count(kept.begin(), kept.end(), true));
         for (size_t o = 0; o < y.size(); o++) {

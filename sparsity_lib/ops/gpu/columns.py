@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from sparsity_lib.ops.gpu.choose import EACH, keep_mask, load_scores
+from sparsity_lib.ops.gpu.choose import keep_mask, load_scores
 from sparsity_lib.ops.gpu.formats import load_tile
 
 
@@ -20,21 +20,34 @@ def finish(sums, scales, bias, col, inside, GROUP: tl.constexpr):
 @triton.jit
 def columns_kernel(
     x, values, data, scales, bias, shift, scale, thresholds, border, last, out,
-    tokens, rows, cols, padded, threshold, stripe_width, steps,
-    GROUP: tl.constexpr, RULE: tl.constexpr, UNION: tl.constexpr, NATIVE: tl.constexpr, SPLIT: tl.constexpr,
+    tokens, rows, cols, padded, threshold, steps,
+    STRIPE: tl.constexpr, GROUP: tl.constexpr, RULE: tl.constexpr, UNION: tl.constexpr, NATIVE: tl.constexpr, SPLIT: tl.constexpr,
     BATCH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):
     """Programs (block of outputs, split, batch). A split takes `steps` blocks of ROWS inputs.
+
+    STRIPE > 0: the outputs of a stripe, which follow its own row of `thresholds` and whose weights lie together.
 
     out: y [tokens, cols], or with SPLIT float32 partial sums [splits, tokens, cols]. values: what is multiplied, float32
     [tokens, rows], where it is not x - shift. NATIVE: x has the weight's 16-bit dtype and no shift: the tensor cores'
     products are exact.
     """
-    col0, split = tl.program_id(0) * COLS, tl.program_id(1)
+    block, split = tl.program_id(0), tl.program_id(1)
+    start, end = 0, cols  # of the outputs that share a rule
+    if STRIPE > 0:
+        each = tl.cdiv(STRIPE, COLS)
+        start, end = block // each * STRIPE, tl.minimum((block // each + 1) * STRIPE, cols)
+        number = (block // each).to(tl.int64)
+        thresholds += number * rows
+        if GROUP > 0:
+            data += number * rows * padded // 8
+            scales += number * rows * padded // GROUP
+        else:
+            data += number * rows * padded
+        block = block % each
+    col0 = block * COLS  # within the stripe
     token = tl.program_id(2) * BATCH + tl.arange(0, BATCH)
     valid = token < tokens
-    if RULE == EACH and stripe_width > 0:
-        thresholds += (col0 // stripe_width).to(tl.int64) * rows
     sums = tl.zeros([ROWS if BATCH == 1 else BATCH, COLS], tl.float32)
     for step in range(split * steps, (split + 1) * steps):
         row = step * ROWS + tl.arange(0, ROWS)
@@ -53,13 +66,13 @@ def columns_kernel(
             sums = tl.dot(value, tile.to(tl.float32), sums, input_precision="ieee")
     if BATCH == 1:
         sums = tl.sum(sums, axis=0)[None, :]
-    col = col0 + tl.arange(0, COLS)
-    here = valid[:, None] & (col < cols)[None, :]
+    col = start + col0 + tl.arange(0, COLS)
+    here = valid[:, None] & (col < end)[None, :]
     place = token.to(tl.int64)[:, None] * cols + col[None, :]
     if SPLIT:
         tl.store(out + split.to(tl.int64) * tokens * cols + place, sums, mask=here)
     else:
-        found = finish(sums, scales, bias, col, col < cols, GROUP)
+        found = finish(sums, scales, bias, col, col < end, GROUP)
         tl.store(out + place, found.to(out.dtype.element_ty), mask=here)
 
 

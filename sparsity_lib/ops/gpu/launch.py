@@ -32,7 +32,7 @@ NM_BLOCK = 1024
 
 def input_sparse(
     x: Tensor, weight: Packed, *, threshold: Tensor | float | None, k: int | None, shift: Tensor | None, scale: Tensor | None,
-    stripe_width: int | None, bias: Tensor | None, union: bool, m: int = 0, repair: bool = False,
+    bias: Tensor | None, union: bool, m: int = 0, repair: bool = False,
 ) -> Tensor:
     """reference.input_sparse for x [tokens, in] on a GPU: one launch, or two where few outputs are summed in splits.
 
@@ -43,10 +43,10 @@ def input_sparse(
     if not len(x):
         return out
     if m:
-        _columns(*_pruned(x, k, m, shift, scale, repair, union), weight, out, bias, None, None, 0.0, (None, None), 0, union)
+        _columns(*_pruned(x, k, m, shift, scale, repair, union), weight, out, bias, None, None, 0.0, (None, None), union)
         return out
     marks = (None, None) if k is None else _borders(x, shift, scale, k)
-    _columns(x, None, weight, out, bias, shift, scale, threshold, marks, stripe_width or 0, union)
+    _columns(x, None, weight, out, bias, shift, scale, threshold, marks, union)
     return out
 
 
@@ -64,7 +64,7 @@ def linear(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
 
 
 def glu(
-    x: Tensor, gate: Packed, up: Packed, down: Packed, *, activation: str, threshold: float | None, k: int | None,
+    x: Tensor, gate: Packed, up: Packed, down: Packed, *, activation: str, threshold: Tensor | float | None, k: int | None,
     saliency: Tensor | None, gate_bias: Tensor | None, up_bias: Tensor | None, down_bias: Tensor | None, union: bool,
 ) -> Tensor:
     """reference.glu for x [tokens, in] on a GPU.
@@ -72,25 +72,49 @@ def glu(
     By threshold: gate, mask and up in one launch, then down. By rank: gate, border, mask and up, down.
     """
     x = x.contiguous()
-    out = x.new_empty(len(x), down.outputs)
     if not len(x):
-        return out
-    tokens, neurons = len(x), gate.rows
-    h = torch.empty(tokens, neurons, device=x.device)
-    marks: tuple[Tensor | None, Tensor | None] = (None, None)
+        return x.new_empty(0, down.outputs)
     if k is None:
-        g = torch.empty_like(h)
+        g = torch.empty(len(x), gate.rows, device=x.device)
     else:
         g = _linear(x, gate, gate_bias, ACTIVATIONS[activation], torch.float32)
-        marks = _borders(g, None, saliency, k)
-    batch, native = _batch(tokens), _native(x, gate)
-    size, width, warps = _row_blocks(gate, batch, native)
+    return _neurons(
+        x, gate if k is None else None, g, up, down, ACTIVATIONS[activation], threshold, k, saliency, gate_bias, up_bias,
+        down_bias, union)
+
+
+def gated(
+    x: Tensor, g: Tensor, up: Packed, down: Packed, *, threshold: Tensor | float | None, k: int | None,
+    saliency: Tensor | None, up_bias: Tensor | None, down_bias: Tensor | None, union: bool,
+) -> Tensor:
+    """reference.gated for x [tokens, in] and g [tokens, neurons] on a GPU: mask and up in one launch, then down."""
+    x = x.contiguous()
+    if not len(x):
+        return x.new_empty(0, down.outputs)
+    return _neurons(
+        x, None, g.float().contiguous(), up, down, 0, threshold, k, saliency, None, up_bias, down_bias, union)
+
+
+def _neurons(
+    x: Tensor, gate: Packed | None, g: Tensor, up: Packed, down: Packed, activation: int, threshold: Tensor | float | None,
+    k: int | None, saliency: Tensor | None, gate_bias: Tensor | None, up_bias: Tensor | None, down_bias: Tensor | None,
+    union: bool,
+) -> Tensor:
+    """A gated FFN of x; g float32 [tokens, neurons] is filled where there is a gate, else read."""
+    tokens, neurons = g.shape
+    out, h = x.new_empty(tokens, down.outputs), torch.empty_like(g)
+    marks = (None, None) if k is None else _borders(g, None, saliency, k)
+    each = threshold if isinstance(threshold, Tensor) else None
+    rule = choose.RANK if k is not None else choose.SCALAR if each is None else choose.EACH
+    batch, native = _batch(tokens), _native(x, up)
+    size, width, warps = _row_blocks(up, batch, native)
+    weights = (None, None, None) if gate is None else (gate.data, gate.scales, gate_bias)
     rows.up_kernel[(triton.cdiv(neurons, size), triton.cdiv(tokens, batch))](
-        x, gate.data, gate.scales, gate_bias, up.data, up.scales, up_bias, saliency, *marks, g, h,
-        tokens, neurons, gate.cols, gate.padded, _float32(threshold), GATE=k is None, ACTIVATION=ACTIVATIONS[activation],
-        GROUP=_group(gate), RULE=(choose.SCALAR if k is None else choose.RANK).value, UNION=union, NATIVE=native,
+        x, *weights, up.data, up.scales, up_bias, saliency, each, *marks, g, h,
+        tokens, neurons, up.cols, up.padded, _float32(None if each is not None else threshold), GATE=gate is not None,
+        ACTIVATION=activation, GROUP=_group(up), RULE=rule.value, UNION=union, NATIVE=native,
         BATCH=batch, ROWS=size, COLS=width, num_warps=warps)
-    _columns(g, h, down, out, down_bias, None, saliency, threshold, marks, 0, union)
+    _columns(g, h, down, out, down_bias, None, saliency, threshold, marks, union)
     return out
 
 
@@ -165,14 +189,14 @@ def _pruned(
 
 def _columns(
     x: Tensor, values: Tensor | None, weight: Packed, out: Tensor, bias: Tensor | None, shift: Tensor | None,
-    scale: Tensor | None, threshold: Tensor | float | None, marks: tuple[Tensor | None, Tensor | None], stripe_width: int,
+    scale: Tensor | None, threshold: Tensor | float | None, marks: tuple[Tensor | None, Tensor | None],
     union: bool,
 ) -> None:
     """The product with a weight packed by skip="inputs" into `out`; x gives the scores, and the values too if there are none."""
     tokens, batch = len(x), _batch(len(x))
     native = values is None and shift is None and _native(x, weight)
-    size, width, warps = _column_blocks(weight, batch, native, stripe_width)
-    blocks, steps = triton.cdiv(weight.cols, width), triton.cdiv(weight.rows, size)
+    size, width, warps = _column_blocks(weight, batch, native)
+    blocks, steps = weight.stripes * triton.cdiv(weight.stripe or weight.cols, width), triton.cdiv(weight.rows, size)
     batches = triton.cdiv(tokens, batch)
     splits = max(1, min(triton.cdiv(PROGRAMS, blocks * batches), SPLITS, steps // STEPS))
     each_steps = triton.cdiv(steps, splits)
@@ -182,7 +206,7 @@ def _columns(
     target = out if splits == 1 else torch.empty(splits, tokens, weight.cols, device=x.device)
     columns.columns_kernel[(blocks, splits, batches)](
         x, values, weight.data, weight.scales, bias, shift, scale, each, *marks, target, tokens, weight.rows, weight.cols,
-        weight.padded, _float32(None if each is not None else threshold), stripe_width, each_steps, GROUP=_group(weight),
+        weight.padded, _float32(None if each is not None else threshold), each_steps, STRIPE=weight.stripe, GROUP=_group(weight),
         RULE=rule.value, UNION=union, NATIVE=native, SPLIT=splits > 1, BATCH=batch, ROWS=size, COLS=width, num_warps=warps)
     if splits > 1:
         block = 64 if tokens == 1 else 256
@@ -212,12 +236,14 @@ def _native(x: Tensor, weight: Packed) -> bool:
     return x.dtype != torch.float32 and weight.format in exact
 
 
-def _column_blocks(weight: Packed, batch: int, native: bool, stripe_width: int) -> tuple[int, int, int]:
-    """Inputs and outputs of a block, warps. A stripe holds whole blocks."""
-    wide = 256 if FORMATS[weight.format][2] <= 8 and not stripe_width else 128
+def _column_blocks(weight: Packed, batch: int, native: bool) -> tuple[int, int, int]:
+    """Inputs and outputs of a block, warps. No block is much wider than a stripe."""
+    wide = 256 if FORMATS[weight.format][2] <= 8 and not weight.stripe else 128
+    if weight.stripe and FORMATS[weight.format][2] > 8:  # of narrower formats a thread reads many entries at once
+        wide = min(wide, max(16, triton.next_power_of_2(weight.stripe)))
     if batch == 1:
         return (16 if weight.format == "int4" else 32), wide, 4
-    return (64, 128, 4) if native else (16, 128, 4)
+    return (64 if native else 16), min(wide, 128), 4
 
 
 def _row_blocks(weight: Packed, batch: int, native: bool) -> tuple[int, int, int]:

@@ -69,7 +69,7 @@ def linear_kernel(
 
 @triton.jit
 def up_kernel(
-    x, gate, gate_scales, gate_bias, up, up_scales, up_bias, saliency, border, last, g, h,
+    x, gate, gate_scales, gate_bias, up, up_scales, up_bias, saliency, thresholds, border, last, g, h,
     tokens, rows, cols, padded, threshold,
     GATE: tl.constexpr, ACTIVATION: tl.constexpr, GROUP: tl.constexpr, RULE: tl.constexpr, UNION: tl.constexpr,
     NATIVE: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -93,6 +93,6 @@ def up_kernel(
     score = tl.abs(gated)
     if saliency is not None:
         score = score * tl.load(saliency + row, mask=row < rows, other=0)[None, :]
-    _, any = keep_mask(score, threshold, None, border, last, token, valid, row, rows, RULE, UNION)
+    _, any = keep_mask(score, threshold, thresholds, border, last, token, valid, row, rows, RULE, UNION)
     grown = products(x, up, up_scales, token, valid, row, any, rows, cols, padded, up_bias, GROUP, NATIVE, BATCH, ROWS, COLS)
     tl.store(h + place, gated * grown, mask=here)  # the down product leaves out what a token drops
