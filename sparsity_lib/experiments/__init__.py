@@ -2,12 +2,16 @@
 
 import torch
 
-from sparsity_lib.bench import batch, calibration, decode, evaluation, glu, gpu, matvec, nm, nm_gpu
+from sparsity_lib.bench import batch, calibration, cwic, decode, evaluation, glu, gpu, matvec, nm, nm_gpu
 from sparsity_lib.experiments import (
     claws_benchmarks,
     claws_lora,
     claws_stability,
     claws_sweep,
+    cwic_ablations,
+    cwic_patterns,
+    cwic_small,
+    cwic_smol,
     nm_energy,
     nm_quality,
     nm_tasks,
@@ -37,6 +41,10 @@ EXPERIMENTS = {
     "nm_quality": nm_quality.run,
     "nm_tasks": nm_tasks.run,
     "nm_energy": nm_energy.run,
+    "cwic_small": cwic_small.run,
+    "cwic_ablations": cwic_ablations.run,
+    "cwic_smol": cwic_smol.run,
+    "cwic_patterns": cwic_patterns.run,
     "bench/scap_decode": scap_decode.run,
     "smallnets": smallnets.run,
     "bench/matvec": matvec.run,
@@ -46,6 +54,7 @@ EXPERIMENTS = {
     "bench/evaluation": evaluation.run,
     "bench/calibration": calibration.run,
     "bench/gpu": gpu.run,
+    "bench/cwic": cwic.run,
     "bench/nm": nm.run,
     "bench/nm_gpu": nm_gpu.run,
 }
