@@ -148,3 +148,19 @@ def test_kept_models_open_again_and_damage_is_noticed(folder, monkeypatch):
         shipped.load_shipped("smollm2-cwic-3x")
     with pytest.raises(SparsityError, match="unknown"):
         shipped.load_shipped("smollm2")
+
+
+def test_teal_and_smaller_dense_networks_are_measured_beside(folder, monkeypatch):
+    text, calibration = {"sequences": 8, "length": 32}, {"tokens": 256, "length": 32}
+    for way in ("uniform", "greedy"):
+        found = cwic_small.measure_teal({"teal": way, "ratios": (1.25, 3.0), "text": text, "calibration": calibration,
+                                         "search": {"tokens": 64, "length": 32, "highest": 0.99}, "model": "small-llama"})
+        assert [p["asked"] for p in found["points"]] == [1.25, 3.0]
+        assert [p["ratio"] for p in found["points"]] == pytest.approx([1.25, 3.0], rel=0.1)
+        assert sum(found["points"][0]["quality"]["kl"]) < sum(found["points"][1]["quality"]["kl"])
+    recipe = dataclasses.replace(cwic_small.twin_recipe(), steps=4, warmup=1, batch=2)
+    monkeypatch.setattr(cwic_small, "twin_recipe", lambda: recipe)
+    monkeypatch.setattr(cwic_small, "work_folder", lambda params: folder / "twin")
+    twin = cwic_small.train_twin({"twin": "3x", "widths": cwic_small.TWINS["3x"], "text": text, "model": "small-llama"})
+    assert twin["ratio"] == pytest.approx(3.0, rel=0.02) and len(twin["quality"]["nll"]) == 8
+    assert twin["tokens"] == 4 * 2 * 512 and json.loads(json.dumps(twin)) == twin
