@@ -20,7 +20,7 @@ TEXT = {"sequences": 12, "length": 256}
 SHAPE = {"batch": 2, "length": 256, "checkpoint": 10}
 #: mode -> steps, learning rate and eta; thresholds learn at eta sqrt(n) = 24 eta times the rate, so that two standard
 #: deviations lie within reach of each run, and the weights of "all" move little.
-MODES = {"thresholds": (110, 1e-3, 1.0), "lora": (80, 5e-4, 2.0), "all": (160, 1e-4, 8.0)}
+MODES = {"thresholds": (110, 1e-3, 1.0), "lora": (80, 5e-4, 2.0), "all": (130, 1e-4, 8.0)}
 TEAL = (1.5, 2.0, 2.5, 3.0, 3.5)
 CALIBRATION = {"tokens": 8192, "length": 512}
 SEARCH = {"tokens": 1024, "length": 256, "highest": 0.99}
