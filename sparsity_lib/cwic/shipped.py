@@ -35,6 +35,8 @@ SHIPPED = {
     "smollm2-cwic-2x": Shipped("cwic_smol", "smollm2-135m-instruct", True),
     "smollm2-cwic-3x": Shipped("cwic_smol", "smollm2-135m-instruct", True),
 }
+#: SmolLM2's stripes by role. Widths that the compiled operators take: multiples of 128; k and v, of 192 outputs, have one stripe.
+SMOLLM2_STRIPES = {"q": 128, "o": 128, "gate": 256, "head": 1024}
 #: The one file of an artifact of thresholds.
 FILE = "thresholds.safetensors"
 

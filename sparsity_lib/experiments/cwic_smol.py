@@ -9,12 +9,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from sparsity_lib.cwic.shipped import SMOLLM2_STRIPES
 from sparsity_lib.experiments.cwic_common import run_of, spec
 from sparsity_lib.experiments.cwic_small import measure_teal
 
 MODEL = "smollm2-135m-instruct"
-#: Widths that the compiled operators take: multiples of 128; k and v, of 192 outputs, have one stripe each.
-STRIPES = {"q": 128, "o": 128, "gate": 256, "head": 1024}
 TEXT = {"sequences": 12, "length": 256}
 #: A checkpoint every few steps: a step takes some seconds.
 SHAPE = {"batch": 2, "length": 256, "checkpoint": 10}
@@ -32,7 +31,8 @@ def runs() -> dict[str, dict[str, Any]]:
     """Name -> run."""
     def one(mode: str, final: float, **more: Any) -> dict[str, Any]:
         steps, rate, eta = MODES[mode]
-        return spec(MODEL, text=TEXT, stripe=STRIPES, mode=mode, final=final, steps=steps, rate=rate, eta=eta, **SHAPE, **more)
+        return spec(MODEL, text=TEXT, stripe=SMOLLM2_STRIPES, mode=mode, final=final, steps=steps, rate=rate, eta=eta, **SHAPE,
+                    **more)
 
     return {
         "thresholds 2x": one("thresholds", 2.0, keep="smollm2-cwic-2x"),
