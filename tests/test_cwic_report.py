@@ -9,6 +9,7 @@ from sparsity_lib.errors import SparsityError
 from sparsity_lib.evaluate.quality import Quality
 from sparsity_lib.experiments import cwic_patterns_report as patterns
 from sparsity_lib.experiments import cwic_report as report
+from sparsity_lib.experiments import cwic_slips as slips
 from sparsity_lib.experiments import cwic_verdicts as rules
 from sparsity_lib.experiments.cwic_ablations import ABLATIONS
 from sparsity_lib.figures import cwic as figures
@@ -104,7 +105,8 @@ def test_verdicts_follow_from_the_numbers(small, ablations):
     outcomes = {
         "A1, small-llama, CWIC, active parameters": REPRODUCED, "A1, SmolLM2, thresholds and LoRA, to 3x": NOT_TESTABLE,
         "A2, 3x imposed": DIRECTION, "A3, 3x": REPRODUCED, "A3, 6x": NOT_REPRODUCED, "A4, small-llama": REPRODUCED,
-        "A5": REPRODUCED, "A6": NOT_REPRODUCED, "A13, 0.05": REPRODUCED, "A13, 0.5": NOT_REPRODUCED, "A14": NOT_REPRODUCED, "A15": NOT_REPRODUCED,
+        "A5": REPRODUCED, "A6": NOT_REPRODUCED, "A13, 0.05": REPRODUCED, "A13, 0.5": NOT_REPRODUCED, "A14": NOT_REPRODUCED,
+        "A15": NOT_REPRODUCED,
         "A16": REPRODUCED, "A17": REPRODUCED, "F1": REPRODUCED, "F3, warm-up": NOT_TESTABLE, "F3, head limit": REPRODUCED,
         "F2": NOT_TESTABLE}
     assert {claim: found[claim].outcome for claim in outcomes} == outcomes
@@ -197,3 +199,12 @@ def test_the_page_of_tokens_is_whole_and_says_more_than_colours():
     assert "http" not in text.replace("http-equiv", "") and "prefers-color-scheme: dark" in text and "forced" not in text
     with pytest.raises(SparsityError, match="nothing to show"):
         token_page.fragment([], 1, "x")
+
+
+def test_slips_are_found_in_the_printed_tables():
+    rows = {row[0]: row[2] for row in slips.slip_rows()}
+    assert "245 million" in rows["active parameters, table 1"] and "47.5" in rows["active parameters, table 1"]
+    assert "37.9" in rows["FLOPs, table 3, MMLU"] and "-1" in rows["both, section 3.3"]
+    table = {row[0]: row[1:] for row in slips.published_rows()}
+    assert table["3.05x"][1].value == 32.8 and table["4.05x"][1] is None
+    assert table["2.05x"][3].value == pytest.approx(53.6, abs=0.2)
