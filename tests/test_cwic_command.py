@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 from sparsity_lib import SparsityError
 from sparsity_lib.cwic import command, measure, registry_of
 
-TOY = {**command.read("toy"), "length": 32, "train": {"steps": 4, "batch": 2, "learning_rate": 1e-2, "passes": 4}, "every": 2}
+TOY = {**command.read("toy"), "length": 32, "train": {"steps": 4, "batch": 2, "learning_rate": 1e-2, "passes": 4}, "every": 2,
+       "checkpointing": True}
 
 
 @pytest.mark.parametrize("name", command.names())

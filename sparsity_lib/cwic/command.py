@@ -5,7 +5,8 @@
 
 RECIPE is a name of those that come with the library, or a JSON file of the same fields. DATA has a JSON object a line, either
 {"messages": [{"role": ..., "content": ...}, ...]} or {"text": ...}; without it, the book's training text is used. The
-command again goes on from the last checkpoint.
+command again goes on from the last checkpoint. Weights are not split between devices (no FSDP): each holds 16 bytes a weight, and
+the teacher; "checkpointing" computes blocks twice instead of keeping their activations.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from sparsity_lib.errors import SparsityError, refuse, unknown
 from sparsity_lib.train.packing import chats, pack
 from sparsity_lib.train.recipe import TrainRecipe
 
-FIELDS = ("about", "model", "preset", "length", "config", "budget", "eta", "mode", "mse", "train", "teacher", "every")
+FIELDS = (
+    "about", "model", "preset", "length", "config", "budget", "eta", "mode", "mse", "train", "teacher", "every", "checkpointing")
 NEEDED = ("model", "preset", "length", "train")
 TEACHERS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -129,6 +131,8 @@ def distilled(found: Mapping[str, Any], data: str | None, out: Path) -> CWICTrai
     if torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         model.to("cuda")  # with several processes, the trainer puts each on its own
     convert(model, config)
+    if found.get("checkpointing"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
     steps, passes = recipe.train.steps * recipe.train.batch, recipe.train.passes
     text = rows(tokenizer, data, length, -(-steps // passes))
     made = train_cwic(model, teacher, text, recipe, checkpoints=out / "checkpoints", every=found.get("every", 100), on_step=_say)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from sparsity_lib.evaluate.bench_result import BenchmarkResult
 from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval, resample
 from sparsity_lib.evaluate.quality import Quality, difference
-from sparsity_lib.experiments.claws_report import cell
+from sparsity_lib.experiments.claws_report import cell, points
 from sparsity_lib.experiments.cwic_ablations import ABLATIONS, PUBLISHED
 from sparsity_lib.report import Number
 
@@ -196,6 +197,19 @@ def ablation_rows(data: Mapping[str, Any], names: Sequence[str], ratio: float = 
 def of_loss(version: str) -> list[str]:
     """The ablations of one version, what is unchanged first."""
     return [name for name, (base, _, _) in ABLATIONS.items() if base == version]
+
+
+def task_rows(data: Mapping[str, Any], order: Sequence[str], group: str) -> list[list[Any]]:
+    """Point, times fewer weights, mean of the group's tasks in percent, that less dense and less TEAL at the same ratio."""
+    results = {name: BenchmarkResult.from_dict(data[name]["result"]) for name in order}
+    rows = []
+    for name in order:
+        beside = f"teal {name.rpartition('-')[2]}"
+        rows.append([
+            name, Number(data[name]["ratio"], ".2f"), Number(100 * results[name].score(group).mean, ".1f"),
+            None if name == "dense" else points(results[name], results["dense"], group),
+            points(results[name], results[beside], group) if beside in results and "cwic" in name else None])
+    return rows
 
 
 def medians(values: Sequence[float]) -> Interval:

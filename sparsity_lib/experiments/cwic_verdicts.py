@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsity_lib.evaluate.bench_result import BenchmarkResult, paired_difference
 from sparsity_lib.evaluate.bootstrap import ratio_interval, resample
 from sparsity_lib.evaluate.quality import difference
 from sparsity_lib.experiments.cwic_report import (
@@ -39,6 +40,16 @@ def verdict_teal(data: Data, model: str, way: str, ratio: float = 3.0) -> Verdic
     return effect(
         claim, words, f"nats per token that the better TEAL loses beyond {way} at {ratio:g}x; 0.1 was set here",
         number=found.value, low=found.low, high=found.high, published=0.1)
+
+
+def verdict_tasks(data: Data, group: str, ratio: str = "3x") -> Verdict:
+    """A1 by the paper's measure."""
+    own, other = (BenchmarkResult.from_dict(data[name]["result"]) for name in (f"smollm2-cwic-{ratio}", f"teal {ratio}"))
+    found = paired_difference(own, other, group)
+    return effect(
+        "A1, SmolLM2, tasks", "CWIC is 15 points ahead of TEAL at a third of the parameters (1B)",
+        f"mean of six tasks in points, learned thresholds less TEAL's at {ratio}, weights untouched",
+        number=100 * found.mean, low=100 * found.lo, high=100 * found.hi, published=15.0)
 
 
 def verdict_graceful(data: Data, model: str, way: str, low: float = 2.0, high: float = 3.5) -> Verdict:
