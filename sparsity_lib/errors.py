@@ -14,6 +14,10 @@ class AssetError(SparsityError, OSError):
     """A model, benchmark or text could not be fetched, verified or read."""
 
 
+class Diverged(SparsityError):
+    """Training reached a loss or gradient that is not finite."""
+
+
 def refuse(what: str, value: object, allowed: str, fix: str = "") -> SparsityError:
     """Build (not raise) the error for one bad value.
 

@@ -158,6 +158,23 @@ def test_hidden_states_bfloat16_and_accumulation_are_options():
             assert made.history[0].tokens == 24
 
 
+def test_blocks_computed_twice_change_nothing():
+    """Activation checkpointing: the same losses, gradients and statistics, which move once a step."""
+    plain, made = run()
+    model = tiny("llama", tie_word_embeddings=True)
+    teacher = teacher_of(model)
+    convert(model, CONFIG)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    again = train_cwic(model, teacher, DATA, RECIPE)
+    assert again.run.losses == pytest.approx(made.run.losses, rel=1e-6)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-5, atol=1e-7, msg=name)
+    assert registry_of(model).ledger.moved is None
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(SparsityError, match="Reentrant"):
+        train_cwic(model, teacher, DATA, RECIPE)
+
+
 def test_what_cannot_be_trained_is_refused():
     dense = tiny("llama")
     with pytest.raises(SparsityError, match="no granular layers"):

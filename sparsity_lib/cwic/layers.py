@@ -27,6 +27,16 @@ class Ledger:
         self.recorder: Callable[[nn.Module, Tensor], None] | None = None
         #: Off: layers compute what the dense model would.
         self.enabled = True
+        #: Layers whose statistics moved since it was emptied; None: each forward moves them.
+        self.moved: set[str] | None = None
+
+    def first(self, name: str) -> bool:
+        """Whether a layer is to move its statistics: once a step where blocks are computed twice (activation checkpointing)."""
+        if self.moved is None:
+            return True
+        new = name not in self.moved
+        self.moved.add(name)
+        return new
 
     def __deepcopy__(self, memo: dict) -> Ledger:
         return Ledger()  # costs of a forward that is over, and watchers of another model, are no part of a copy
@@ -63,7 +73,7 @@ class CWICLinear(nn.Linear):
 
     def observe(self, x: Tensor) -> None:
         """Let the running statistics see x [..., in], in training."""
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and self.ledger.first(self.name):
             self.sparsity.observe(x.flatten(0, -2), self.ledger.valid)
 
     def product(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +127,7 @@ class CWICActivation(nn.Module):
         if not self.ledger.enabled:
             return g
         flat = g.flatten(0, -2)
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and self.ledger.first(self.name):
             self.sparsity.observe(flat, self.ledger.valid)
         if self.ledger.recorder is not None:
             self.ledger.recorder(self, flat)

@@ -146,7 +146,7 @@ def train_cwic(
         history.drop()
         raise
     finally:
-        registry.ledger.costs, registry.ledger.valid = {}, None
+        registry.ledger.costs, registry.ledger.valid, registry.ledger.moved = {}, None, None
     if adapted:
         merge_adapters(model)
     return CWICTrained(run, history.records)
@@ -167,7 +167,7 @@ class _Objective:
         with torch.no_grad():
             reference = _hidden(self.teacher, inputs)
         self.registry.take_costs()
-        self.registry.ledger.valid = valid
+        self.registry.ledger.valid, self.registry.ledger.moved = valid, set()
         hidden = _hidden(model, inputs)
         found = distil(
             model, self.teacher, hidden, reference, registry=self.registry, valid=valid, mse=self.recipe.mse > 0)
@@ -221,9 +221,11 @@ def _choose_trained(model: nn.Module, registry: Registry, recipe: CWICRecipe) ->
 
 
 def _check(model: nn.Module, teacher: nn.Module, data: Data, recipe: CWICRecipe) -> None:
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise SparsityError("Blocks that are computed twice would move the running statistics twice. "
-                            "Fix: model.gradient_checkpointing_disable().")
+    for module in model.modules():
+        again = getattr(module, "_gradient_checkpointing_func", None)
+        if getattr(module, "gradient_checkpointing", False) and getattr(again, "keywords", {}).get("use_reentrant", True):
+            raise SparsityError("Reentrant checkpointing loses the gradients of what masks cost. Fix: "
+                                'model.activation_checkpointing_enable({"use_reentrant": False}).')
     if teacher.__dict__.get("_cwic") is not None:
         raise SparsityError("The teacher is granular too. Fix: teacher_of(model) before convert(model, ...).")
     own, other = (m.get_output_embeddings().weight.shape[0] for m in (model, teacher))

@@ -58,6 +58,10 @@ GROUPS: dict[str, Group] = {
             "CWIC (active parameters), tables 1 and 3: acc_norm; MMLU and WinoGrande have acc only.",
         ),
         Group(
+            "cwic6", _primary("winogrande", "arc_challenge", "hellaswag", "arc_easy", "openbookqa", "piqa"),
+            "The same without MMLU, on which models of this book's size guess.",
+        ),
+        Group(
             "cwic7-flops", _acc("mmlu", "arc_challenge", "arc_easy", "hellaswag", "winogrande", "boolq", "sciq"),
             "CWIC (FLOPs), table 1. The metric is not named; its dense HellaSwag (41.1 for Llama-3.2-1B) is of the size of "
             "acc.",

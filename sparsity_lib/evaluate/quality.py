@@ -119,6 +119,25 @@ def evaluate_pair(dense: nn.Module, other: nn.Module, plan: Plan | None, ids: Te
     return _compare(dense, hidden, ids[:, 1:][:, places])["other"]
 
 
+def evaluate_other(dense: nn.Module, other: nn.Module, ids: Tensor, *, batch_size: int = 1, every: int = 1) -> Quality:
+    """Quality of any other model of the same vocabulary against `dense`, each with its own head, on the same text.
+
+    Raises
+    ------
+    SparsityError
+        If the vocabularies differ in size, or as `evaluate` does.
+    """
+    _check(dense, ids)
+    own, wanted = (m.get_output_embeddings().weight.shape[0] for m in (other, dense))
+    if own != wanted:
+        raise SparsityError(f"The vocabularies differ: {own} tokens and {wanted}. Fix: compare models of one tokenizer.")
+    places = torch.arange(0, ids.shape[1] - 1, count("every", every))
+    models = {"dense": dense, "other": other}
+    with bar(total=2 * len(ids.split(batch_size)), desc="running both models", unit="batch") as progress:
+        hidden = {name: _hidden(model, None, ids, places, batch_size, progress) for name, model in models.items()}
+    return _compare(dense, hidden, ids[:, 1:][:, places], {"other": other})["other"]
+
+
 def _check(dense: nn.Module, ids: Tensor) -> None:
     if installed_on(dense) is not None:
         raise SparsityError("The model to compare with is sparse itself. Fix: uninstall(model) first.")
@@ -143,7 +162,11 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _compare(model: nn.Module, hidden: Mapping[str, Tensor], targets: Tensor) -> dict[str, Quality]:
+def _compare(
+    model: nn.Module, hidden: Mapping[str, Tensor], targets: Tensor, heads: Mapping[str, nn.Module] | None = None
+) -> dict[str, Quality]:
+    """Sums over the predicted tokens; `heads` names models whose head is not `model`'s."""
+    heads = heads or {}
     sequences, predicted = targets.shape
     rows = {name: h.flatten(0, 1) for name, h in hidden.items()}
     flat = targets.flatten().to(next(iter(rows.values())).device)
@@ -156,7 +179,7 @@ def _compare(model: nn.Module, hidden: Mapping[str, Tensor], targets: Tensor) ->
             # KL = sum_v p_v (l_v - m_v) - lse(l) + lse(m), with l, m the logits of the dense and the sparse model
             dense_mean, dense_norm = _dot(chance, dense), dense.logsumexp(-1)
             for name in hidden:
-                own = dense if name == "dense" else lm.logits(model, rows[name][piece])
+                own = dense if name == "dense" else lm.logits(heads.get(name, model), rows[name][piece])
                 norm = dense_norm if name == "dense" else own.logsumexp(-1)
                 sums[name][0, piece] = (norm - own.gather(-1, flat[piece, None])[:, 0]).double().cpu()
                 if name != "dense":

@@ -2,12 +2,17 @@
 
 import torch
 
-from sparsity_lib.bench import batch, calibration, cwic_gpu, cwic_train, decode, evaluation, glu, gpu, matvec, nm, nm_gpu
+from sparsity_lib.bench import batch, calibration, cwic, cwic_gpu, cwic_train, decode, evaluation, glu, gpu, matvec, nm, nm_gpu
 from sparsity_lib.experiments import (
     claws_benchmarks,
     claws_lora,
     claws_stability,
     claws_sweep,
+    cwic_ablations,
+    cwic_patterns,
+    cwic_small,
+    cwic_smol,
+    cwic_tasks,
     nm_energy,
     nm_quality,
     nm_tasks,
@@ -37,6 +42,11 @@ EXPERIMENTS = {
     "nm_quality": nm_quality.run,
     "nm_tasks": nm_tasks.run,
     "nm_energy": nm_energy.run,
+    "cwic_small": cwic_small.run,
+    "cwic_ablations": cwic_ablations.run,
+    "cwic_smol": cwic_smol.run,
+    "cwic_patterns": cwic_patterns.run,
+    "cwic_tasks": cwic_tasks.run,
     "bench/scap_decode": scap_decode.run,
     "smallnets": smallnets.run,
     "bench/matvec": matvec.run,
@@ -46,6 +56,7 @@ EXPERIMENTS = {
     "bench/evaluation": evaluation.run,
     "bench/calibration": calibration.run,
     "bench/gpu": gpu.run,
+    "bench/cwic": cwic.run,
     "bench/nm": nm.run,
     "bench/nm_gpu": nm_gpu.run,
     "bench/cwic_train": cwic_train.run,

@@ -25,7 +25,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from sparsity_lib.checks import count, positive
-from sparsity_lib.errors import SparsityError
+from sparsity_lib.errors import Diverged, SparsityError
 from sparsity_lib.progress import bar
 from sparsity_lib.train import checkpoints as store
 from sparsity_lib.train.data import Data, Rows, fingerprint
@@ -234,10 +234,10 @@ class _Run:
             raise SparsityError(f"The loss is {shown}, without a gradient or no scalar. Fix: return the mean over the batch.")
         return found
 
-    def _diverged(self, what: str, step: int) -> SparsityError:
+    def _diverged(self, what: str, step: int) -> Diverged:
         good = store.steps_in(self.folder) if self.folder is not None else []
         where = f"The last good checkpoint is {store.path_of(self.folder, good[-1])}." if good else "There is no checkpoint."
-        return SparsityError(
+        return Diverged(
             f"The {what} at step {step} is not finite; the weights are those before it. {where} "
             "Fix: a smaller learning rate, a longer warm-up, or float32."
         )

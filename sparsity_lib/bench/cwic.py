@@ -1,0 +1,129 @@
+"""Granular products and granular SmolLM2 in time: stripes against whole columns, and a token decoded at 2x, 3x and 6x."""
+
+from __future__ import annotations
+
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsity_lib import lm, ops
+from sparsity_lib.assets.models import load_model
+from sparsity_lib.assets.texts import token_sequences
+from sparsity_lib.bench.engines import Eager
+from sparsity_lib.bench.matvec import torch_cases
+from sparsity_lib.bench.timing import ReadBandwidth, Times, interleaved
+from sparsity_lib.cwic import CWICConfig, Registry, convert, measure
+from sparsity_lib.cwic.inference import packed
+from sparsity_lib.cwic.layers import CWICActivation
+from sparsity_lib.cwic.shipped import SMOLLM2_STRIPES, load_shipped
+
+MODEL = "smollm2-135m-instruct"
+#: Width and stripe of the papers' figure 3, and shares kept: all, and 1/2, 1/3, 1/6.
+WIDTH, STRIPE, KEPT, COPIES = 4096, 512, (1.0, 1 / 2, 1 / 3, 1 / 6), 3
+#: Ratios imposed on SmolLM2, and the artifacts with learned thresholds.
+RATIOS, LEARNED = (1.0, 2.0, 3.0, 6.0), ("smollm2-cwic-2x", "smollm2-cwic-3x")
+PROMPT, ROUNDS = 256, 21
+CALIBRATION = {"tokens": 1024, "length": 256}
+
+
+def run(checkpoint) -> tuple[Any, dict, list[int]]:
+    """One item for the product, and one a ratio or artifact of the model."""
+    params = {"width": WIDTH, "stripe": STRIPE, "kept": KEPT, "rounds": ROUNDS}
+    product = checkpoint.item({"case": "product", **params}, partial(measure_product, params))
+    shared = {"model": MODEL, "prompt": PROMPT, "rounds": ROUNDS, "stripes": SMOLLM2_STRIPES, "calibration": CALIBRATION}
+    decoding = {}
+    for name in (*RATIOS, *LEARNED):
+        label = f"{name:g}x imposed" if isinstance(name, float) else name
+        decoding[label] = checkpoint.item({"case": label, **shared}, partial(measure_decoding, name, shared))
+        print(f"{label}: {median(decoding[label]['times_as_fast']):.2f} times as fast as dense", flush=True)
+    threads = torch.get_num_threads()
+    return {"product": product, "decoding": decoding}, {**shared, **params, "threads": threads}, [0]
+
+
+def measure_product(params: dict) -> dict[str, Any]:
+    """Times of torch's product, of one mask for whole columns and of one a stripe, at shares kept; bfloat16."""
+    width, stripe = params["width"], params["stripe"]
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(width, width, generator=generator).mul_(width**-0.5) for _ in range(COPIES)]
+    x = torch.randn(1, width, generator=generator).to(torch.bfloat16)
+    held = [ops.pack(w, "inputs", "bfloat16") for w in weights]
+    cases = {f"torch {name}": case for name, case in torch_cases("bfloat16", weights, x).items()}
+    dense = list(cases)
+    for share in params["kept"]:
+        each = thresholds(x.float().flatten(), width // stripe, share, generator)
+        column = float(x.float().abs().quantile(1 - share)) if share < 1 else -1.0
+        cases[f"columns {share:.3f}"] = lambda turn, t=column: ops.input_sparse(x, held[turn % COPIES], threshold=t)
+        cases[f"stripes {share:.3f}"] = lambda turn, t=each: ops.input_sparse(
+            x, held[turn % COPIES], threshold=t, stripe_width=stripe)
+    bandwidth = ReadBandwidth()
+    times = interleaved({**cases, "read": bandwidth}, params["rounds"], desc="granular products", rehearse=True)
+    best = min(dense, key=lambda name: times[name].median)
+    points = [{"kept": share, "way": way, "times_as_fast": between(times[best], times[f"{way} {share:.3f}"])}
+              for share in params["kept"] for way in ("columns", "stripes")]
+    return {"times": {name: t.to_json() for name, t in times.items()}, "best_dense": best, "points": points,
+            "stripes_over_columns": {f"{s:.3f}": between(times[f"stripes {s:.3f}"], times[f"columns {s:.3f}"])
+                                     for s in params["kept"]}}
+
+
+def thresholds(x: Tensor, number: int, share: float, generator: torch.Generator) -> Tensor:
+    """Thresholds [stripes, in] that keep `share` of the entries, other ones in each stripe: infinity or nothing."""
+    keep = torch.rand(number, len(x), generator=generator) < share
+    return torch.where(keep, -1.0, torch.inf).contiguous()
+
+
+def between(slow: Times, fast: Times) -> list[float]:
+    """How many times longer the first took than the second, round by round."""
+    return [round(a / b, 4) for a, b in zip(slow.seconds, fast.seconds, strict=True)]
+
+
+def measure_decoding(name: float | str, params: dict) -> dict[str, Any]:
+    """Seconds a token of dense SmolLM2 and of a granular one, in turn, both by transformers' forward in bfloat16."""
+    dense, tokenizer = load_model(params["model"], dtype=torch.bfloat16)
+    ids = token_sequences(tokenizer, "evaluation", **params["calibration"])
+    if isinstance(name, str):
+        model, _ = load_shipped(name, torch.bfloat16)
+    else:
+        model, _ = load_model(params["model"], dtype=torch.bfloat16)
+        impose(model, convert(model, CWICConfig(stripe=params["stripes"], uneven=True)), ids, name)
+    activity = measure(model, ids)
+    bandwidth = ReadBandwidth()
+    with packed(model), torch.inference_mode():
+        engines = {"dense": Eager(dense), "granular": Eager(model)}
+        for engine in engines.values():
+            engine.at(params["prompt"])
+        times = interleaved({**engines, "read": bandwidth}, params["rounds"], desc=f"decoding, {name}")
+    return {"ratio": activity.ratio(), "times_as_fast": between(times["dense"], times["granular"]),
+            "times": {n: t.to_json() for n, t in times.items()},
+            "bandwidth": bandwidth.bytes / times["read"].median}
+
+
+@torch.no_grad()
+def impose(model: nn.Module, registry: Registry, ids: Tensor, ratio: float) -> None:
+    """Thresholds that were not learned: one a layer, at which every layer keeps the share that gives the model `ratio`.
+
+    Statistics are those of `ids`; 1 leaves all thresholds at zero.
+    """
+    share = (registry.dense / ratio - registry.always) / (registry.dense - registry.always)
+    seen: dict[str, list[Tensor]] = {}
+    for layer in registry.layers.values():
+        layer.sparsity.batches.zero_()
+    registry.ledger.recorder = lambda layer, x: seen.setdefault(layer.name, []).append(x.float())
+    try:
+        hidden = lm.hidden_states(model, ids)
+        if registry.head is not None:
+            seen[registry.head] = [hidden.flatten(0, -2).float()]
+    finally:
+        registry.ledger.recorder = None
+        registry.take_costs()
+    for name, layer in registry.layers.items():
+        x = torch.cat(seen[name])
+        layer.sparsity.observe(x)
+        if ratio > 1:
+            mean, scale, _ = layer.sparsity.rule()
+            size = (x if isinstance(layer, CWICActivation) else x - mean).abs() / scale
+            # torch.quantile takes no more than 16 million elements
+            kept = size.flatten().kthvalue(max(1, round((1 - share) * size.numel()))).values
+            layer.sparsity.theta.fill_(float(kept))

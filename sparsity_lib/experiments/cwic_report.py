@@ -1,0 +1,239 @@
+"""Rows and curves of the CWIC chapter: schedules, TEAL and dense networks beside them, ablations, time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsity_lib.evaluate.bench_result import BenchmarkResult
+from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval, resample
+from sparsity_lib.evaluate.quality import Quality, difference
+from sparsity_lib.experiments.claws_report import cell, points
+from sparsity_lib.experiments.cwic_ablations import ABLATIONS, PUBLISHED
+from sparsity_lib.report import Number
+
+Run = Mapping[str, Any]
+#: Ratios at which the chapter compares.
+AT = (2.0, 3.0, 4.0, 5.0, 6.0)
+
+
+def quality(point: Mapping[str, Any]) -> Quality:
+    """The stored sums of a milestone or point."""
+    return Quality.from_json(point["quality"])
+
+
+def pooled(found: Iterable[Quality]) -> Quality:
+    """The mean over runs on the same sequences: what is left is the spread between sequences."""
+    found = list(found)
+    nll, kl, agree = (np.mean([getattr(q, name) for q in found], axis=0) for name in ("nll", "kl", "agree"))
+    return Quality(tuple(nll), tuple(kl), tuple(agree), found[0].tokens)
+
+
+def at_ratio(points: Sequence[Mapping[str, Any]], ratio: float) -> Quality | None:
+    """Sums at a measured ratio, in a line between the nearest points below and above; None outside of them.
+
+    A hundredth beyond the last point counts as that point.
+    """
+    known = sorted(points, key=lambda p: p["ratio"])
+    if not known or ratio > known[-1]["ratio"] * 1.01 or ratio < known[0]["ratio"]:
+        return None
+    for low, high in zip(known, known[1:], strict=False):
+        if low["ratio"] <= ratio <= high["ratio"]:
+            share = (ratio - low["ratio"]) / max(high["ratio"] - low["ratio"], 1e-12)
+            a, b = quality(low), quality(high)
+            mixed = ([(1 - share) * x + share * y for x, y in zip(getattr(a, name), getattr(b, name), strict=True)]
+                     for name in ("nll", "kl", "agree"))
+            return Quality(*map(tuple, mixed), a.tokens)
+    return quality(known[-1])
+
+
+def curve_points(run: Run, teal: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A run's milestones and the dense model, which is where every run starts."""
+    return [{"ratio": 1.0, "quality": teal["dense"]}, *run["milestones"]]
+
+
+def runs_of(data: Mapping[str, Any], loss: str) -> list[Run]:
+    """The seeds of one loss's schedule on the small network."""
+    return [run for name, run in sorted(data["runs"].items()) if name.startswith(f"{loss} ")]
+
+
+def pooled_at(runs: Sequence[Run], teal: Mapping[str, Any], ratio: float) -> Quality | None:
+    """Mean over seeds at one measured ratio; None where a seed does not reach it."""
+    found = [at_ratio(curve_points(run, teal), ratio) for run in runs]
+    return None if None in found or not found else pooled(found)
+
+
+def ways(data: Mapping[str, Any]) -> dict[str, list[Run]]:
+    """Name of a way in tables -> its runs, the schedules first; of either model."""
+    named = {"active": "CWIC, active parameters", "flops": "CWIC, FLOPs", "3x all": "CWIC, to 3x", "all 6x": "CWIC, to 6x",
+             "thresholds 2x": "thresholds alone, to 2x", "3x thresholds": "thresholds alone, to 3x",
+             "thresholds 3x": "thresholds alone, to 3x", "3x lora": "thresholds and LoRA, to 3x",
+             "lora 3x": "thresholds and LoRA, to 3x"}
+    found = {}
+    for key, name in named.items():
+        runs = runs_of(data, key) if key in ("active", "flops") else [data["runs"][key]] if key in data["runs"] else []
+        if runs:
+            found[name] = runs
+    return found
+
+
+def teal_at(data: Mapping[str, Any], ratio: float, way: str = "greedy") -> Quality | None:
+    """TEAL at a measured ratio of the whole model."""
+    teal = data["teal"][way]
+    return at_ratio([{"ratio": 1.0, "quality": teal["dense"]}, *teal["points"]], ratio)
+
+
+def best_teal(data: Mapping[str, Any], ratio: float) -> Quality | None:
+    """The better of both allocations, by its loss."""
+    found = [q for q in (teal_at(data, ratio, way) for way in ("uniform", "greedy")) if q is not None]
+    return min(found, key=lambda q: sum(q.nll)) if found else None
+
+
+def dense_of(data: Mapping[str, Any]) -> Quality:
+    """The dense model's sums."""
+    return Quality.from_json(data["teal"]["uniform"]["dense"])
+
+
+def rows(data: Mapping[str, Any], ratios: Sequence[float] = AT) -> list[list[Any]]:
+    """Ratio, way, KL, loss above the dense model's, and KL less the better TEAL's (paired)."""
+    found = []
+    for ratio in ratios:
+        teal, reached = best_teal(data, ratio), []
+        for name, runs in ways(data).items():
+            own = pooled_at(runs, data["teal"]["uniform"], ratio)
+            if own is not None:
+                reached.append((name, own))
+        if teal is not None:
+            reached.append(("TEAL, the better allocation", teal))
+        for name, own in reached:
+            gap = None if teal is None or own is teal else cell(difference(own, teal), "+z.3f", atol=0.01)
+            extra = cell(difference(own, dense_of(data), "nll"), "+z.3f", atol=0.01)
+            found.append([f"{ratio:g}x", name, cell(own.divergence(), ".3f"), extra, gap])
+    return found
+
+
+def frontiers(data: Mapping[str, Any]) -> dict[str, list[tuple[float, Interval]]]:
+    """Way -> [(ratio, loss)]: what `figures.cwic.frontier` draws; dense networks of fewer weights as "smaller dense"."""
+    found: dict[str, list[tuple[float, Interval]]] = {}
+    start = (1.0, loss(dense_of(data)))
+    for name, runs in ways(data).items():
+        own = [(r, q) for r in AT if (q := pooled_at(runs, data["teal"]["uniform"], r)) is not None]
+        found[name] = [start, *((r, loss(q)) for r, q in own)]
+    for way, name in (("uniform", "TEAL"), ("greedy", "TEAL, greedy")):
+        found[name] = [start, *((p["ratio"], loss(quality(p))) for p in data["teal"][way]["points"])]
+    if "twins" in data:
+        found["smaller dense"] = sorted(((t["ratio"], loss(quality(t))) for t in data["twins"].values()), key=lambda p: p[0])
+    return found
+
+
+def loss(found: Quality) -> Interval:
+    """Nats a token."""
+    return ratio_interval(found.nll, found.tokens)
+
+
+def training_curves(data: Mapping[str, Any], names: Sequence[str]) -> dict[str, Mapping[str, Sequence[float]]]:
+    """Run -> steps, ratio, target, KL and the head's ratio along training: what `figures.cwic.training` draws."""
+    return {name: data["runs"][name]["curve"] for name in names if name in data["runs"]}
+
+
+def twin_rows(data: Mapping[str, Any], way: str = "active") -> list[list[Any]]:
+    """Dense network, its ratio, its loss, CWIC's at that ratio, and the dense one's less CWIC's (paired)."""
+    found = []
+    for name, twin in sorted(data["twins"].items()):
+        own, other = pooled_at(runs_of(data, way), data["teal"]["uniform"], twin["ratio"]), quality(twin)
+        gap = None if own is None else cell(difference(other, own, "nll"), "+z.3f", atol=0.01)
+        mine = None if own is None else cell(loss(own), ".3f")
+        found.append([name, f"{twin['weights']:,}", cell(loss(other), ".3f"), mine, gap])
+    return found
+
+
+def ablation(data: Mapping[str, Any], name: str, ratio: float | None = None) -> tuple[Quality, Quality] | None:
+    """An ablation's mean over its seeds and the unchanged runs' over the same seeds: at a measured ratio, or at the end.
+
+    None where one of them does not get that far, or was stopped by a loss that is not finite.
+    """
+    seeds = sorted(data[name])
+    both = [[of_run(data[which][seed], ratio) for seed in seeds] for which in (name, ABLATIONS[name][0])]
+    if any(q is None for found in both for q in found):
+        return None
+    return pooled(both[0]), pooled(both[1])
+
+
+def of_run(run: Run, ratio: float | None) -> Quality | None:
+    """A run's sums at a measured ratio, or at its end."""
+    if ratio is not None:
+        return at_ratio(run["milestones"], ratio)
+    return quality(run["milestones"][-1]) if run["milestones"] and run["stopped"] is None else None
+
+
+def times_kl(pair: tuple[Quality, Quality]) -> Interval:
+    """KL of the first over KL of the second, paired over sequences."""
+    return ratio_interval(pair[0].kl, pair[1].kl)
+
+
+def ablation_rows(data: Mapping[str, Any], names: Sequence[str], ratio: float = 3.0) -> list[list[Any]]:
+    """Change, seeds, ratio at the end, KL there and over the unchanged runs'; KL at one ratio over theirs; the paper's score
+    at that ratio less its unchanged one's, in points."""
+    found = []
+    for name in names:
+        runs, base = data[name], ABLATIONS[name][0]
+        ends = [run["milestones"][-1]["ratio"] for run in runs.values() if run["milestones"]]
+        end, middle = ablation(data, name), ablation(data, name, ratio)
+        unchanged = name == base
+        published = None
+        if name in PUBLISHED and not unchanged:
+            published = Number(PUBLISHED[name][round(ratio) - 2] - PUBLISHED[base][round(ratio) - 2], "+.1f")
+        found.append([
+            "nothing" if unchanged else name.removeprefix("flops, "), len(runs),
+            Number(float(np.mean(ends)), ".2f", rtol=0.05) if ends else None,
+            None if end is None else cell(end[0].divergence(), ".3f"),
+            None if end is None or unchanged else cell(times_kl(end), ".2f"),
+            None if middle is None or unchanged else cell(times_kl(middle), ".2f"), published])
+    return found
+
+
+def of_loss(version: str) -> list[str]:
+    """The ablations of one version, what is unchanged first."""
+    return [name for name, (base, _, _) in ABLATIONS.items() if base == version]
+
+
+def task_rows(data: Mapping[str, Any], order: Sequence[str], group: str) -> list[list[Any]]:
+    """Point, times fewer weights, mean of the group's tasks in percent, that less dense and less TEAL at the same ratio."""
+    results = {name: BenchmarkResult.from_dict(data[name]["result"]) for name in order}
+    rows = []
+    for name in order:
+        beside = f"teal {name.rpartition('-')[2]}"
+        rows.append([
+            name, Number(data[name]["ratio"], ".2f"), Number(100 * results[name].score(group).mean, ".1f"),
+            None if name == "dense" else points(results[name], results["dense"], group),
+            points(results[name], results[beside], group) if beside in results and "cwic" in name else None])
+    return rows
+
+
+def medians(values: Sequence[float]) -> Interval:
+    """A median over rounds with its bootstrap interval."""
+    values = np.asarray(values)
+    drawn = np.median(values[resample(len(values))], axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(float(np.median(values)), float(low), float(high))
+
+
+def decoding_rows(bench: Mapping[str, Any]) -> list[list[Any]]:
+    """Thresholds, times fewer weights that their masks read, and times as fast as dense."""
+    def order(name: str) -> tuple[bool, float]:
+        return "imposed" not in name, bench[name]["ratio"]
+
+    return [[name, Number(bench[name]["ratio"], ".2f"), cell(medians(bench[name]["times_as_fast"]), ".2f", rtol=0.3)]
+            for name in sorted(bench, key=order)]
+
+
+def product_rows(product: Mapping[str, Any]) -> list[list[Any]]:
+    """Share kept, times as fast as the best dense product by columns and by stripes, and stripes' time over columns'."""
+    found = []
+    for share in sorted({p["kept"] for p in product["points"]}, reverse=True):
+        fast = {p["way"]: cell(medians(p["times_as_fast"]), ".2f", rtol=0.3) for p in product["points"] if p["kept"] == share}
+        slower = medians(product["stripes_over_columns"][f"{share:.3f}"])
+        found.append([f"{share:.2f}", fast["columns"], fast["stripes"], cell(slower, ".2f", rtol=0.3)])
+    return found

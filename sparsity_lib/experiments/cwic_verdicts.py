@@ -1,0 +1,218 @@
+"""Verdicts of the CWIC chapter. Where a paper gives scores and the small networks have losses, the size was set here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sparsity_lib.evaluate.bench_result import BenchmarkResult, paired_difference
+from sparsity_lib.evaluate.bootstrap import ratio_interval, resample
+from sparsity_lib.evaluate.quality import difference
+from sparsity_lib.experiments.cwic_report import (
+    ablation,
+    best_teal,
+    dense_of,
+    medians,
+    of_run,
+    pooled,
+    pooled_at,
+    quality,
+    runs_of,
+    times_kl,
+    ways,
+)
+from sparsity_lib.verdicts import Verdict, effect, kept, not_testable
+
+Data = Mapping[str, Any]
+
+
+def verdict_teal(data: Data, model: str, way: str, ratio: float = 3.0) -> Verdict:
+    """A1: ahead of TEAL at equal ratio."""
+    words, claim = "CWIC is 15 points ahead of TEAL at a third of the parameters (1B)", f"A1, {model}, {way}"
+    own = pooled_at(ways(data)[way], data["teal"]["uniform"], ratio)
+    teal = best_teal(data, ratio)
+    if own is None or teal is None:
+        missing = "the run" if own is None else "TEAL"
+        return not_testable(claim, words, f"{missing} does not reach {ratio:g}x", "make results R=cwic_small")
+    found = difference(teal, own, "nll")
+    return effect(
+        claim, words, f"nats per token that the better TEAL loses beyond {way} at {ratio:g}x; 0.1 was set here",
+        number=found.value, low=found.low, high=found.high, published=0.1)
+
+
+def verdict_tasks(data: Data, group: str, ratio: str = "3x") -> Verdict:
+    """A1 by the paper's measure."""
+    own, other = (BenchmarkResult.from_dict(data[name]["result"]) for name in (f"smollm2-cwic-{ratio}", f"teal {ratio}"))
+    found = paired_difference(own, other, group)
+    return effect(
+        "A1, SmolLM2, tasks", "CWIC is 15 points ahead of TEAL at a third of the parameters (1B)",
+        f"mean of six tasks in points, learned thresholds less TEAL's at {ratio}, weights untouched",
+        number=100 * found.mean, low=100 * found.lo, high=100 * found.hi, published=15.0)
+
+
+def verdict_graceful(data: Data, model: str, way: str, low: float = 2.0, high: float = 3.5) -> Verdict:
+    """A4: what is lost grows slowly, TEAL's does not."""
+    words, claim = "CWIC declines gracefully where TEAL collapses beyond a third", f"A4, {model}"
+    runs, dense = ways(data)[way], dense_of(data)
+    own = [pooled_at(runs, data["teal"]["uniform"], r) for r in (low, high)]
+    teal = [best_teal(data, r) for r in (low, high)]
+    if None in own or None in teal:
+        return not_testable(claim, words, f"a way does not reach {high:g}x", "make results R=cwic_small")
+    steps = [np.subtract(b.nll, a.nll) for a, b in (own, teal)]
+    found = ratio_interval(steps[1] - 2 * steps[0], dense.tokens)
+    return effect(
+        claim, words, f"nats that TEAL loses from {low:g}x to {high:g}x less twice what {way} loses: above zero, at least "
+        "twice as many; 0.1 was set here", number=found.value, low=found.low, high=found.high, published=0.1)
+
+
+def verdict_clock(bench: Data, name: str, published: float = 2.5) -> Verdict:
+    """A2: wall clock."""
+    own = medians(bench[name]["times_as_fast"])
+    return effect(
+        f"A2, {name}", "2.5 times as fast at a third of the parameters, on CPU and GPU (1B)",
+        f"time of a token of dense SmolLM2 over a granular one's at {bench[name]['ratio']:.2f}x, in the same rounds",
+        number=own.value, low=own.low, high=own.high, published=published, null=1.0)
+
+
+def verdict_twin(data: Data, name: str, published: str) -> Verdict:
+    """A3 and F2 at the small network's size."""
+    twin = data["twins"][name]
+    own = pooled_at(runs_of(data, "active"), data["teal"]["uniform"], twin["ratio"])
+    found = difference(quality(twin), own, "nll")
+    return effect(
+        f"A3, {name}", published,
+        f"nats per token of a dense network with {twin['weights']:,} weights, trained on as many tokens as the teacher, less "
+        "CWIC's at as many active ones; 0.02 was set here",
+        number=found.value, low=found.low, high=found.high, published=0.02)
+
+
+def verdict_more(data: Data, name: str, words: str, claim: str, *, size: float = 1.1, ratio: float | None = 3.0) -> Verdict:
+    """An ablation that should raise KL: at one ratio, or at the end of training."""
+    pair = ablation(data, name, ratio)
+    where = "at the end of training" if ratio is None else f"at {ratio:g}x"
+    if pair is None:
+        stopped = [s for s, run in data[name].items() if run["stopped"] is not None]
+        why = "training stopped at a loss that is not finite" if stopped else f"a run does not reach {ratio}x"
+        return not_testable(claim, words, why, "make results R=cwic_ablations")
+    found = times_kl(pair)
+    return effect(
+        claim, words, f"KL with the change over KL without it, {where}, mean over {len(data[name])} seeds; {size:g} was set here",
+        number=found.value, low=found.low, high=found.high, published=size, null=1.0)
+
+
+def verdict_stable(data: Data, name: str, words: str, claim: str, margin: float = 25.0, ratio: float = 3.0) -> Verdict:
+    """A hyperparameter that should hardly matter."""
+    pair = ablation(data, name, ratio)
+    if pair is None:
+        return not_testable(claim, words, f"the run does not reach {ratio:g}x", "make results R=cwic_ablations")
+    found = times_kl(pair)
+    value, low, high = (100 * (1 - v) for v in (found.value, found.high, found.low))
+    return kept(
+        claim, words, f"percent by which KL at {ratio:g}x falls with {name}; a rise of {margin:g} is allowed",
+        number=value, low=low, high=high, margin=margin)
+
+
+def verdict_bend(data: Data, way: str = "active") -> Verdict:
+    """A14: KL is flat up to 4.5x and rises then."""
+    teal = data["teal"]["uniform"]
+    low, middle, high = (pooled_at(runs_of(data, way), teal, r) for r in (2.0, 4.5, 5.95))
+    words = "KL to the teacher is stable from 2x to 4.5x, then rises"
+    if None in (low, middle, high):
+        return not_testable("A14", words, "the runs do not span 2x to 6x", "make results R=cwic_small")
+    late, early = np.subtract(high.kl, middle.kl) / 1.45, np.subtract(middle.kl, low.kl) / 2.5
+    index = resample(len(late))
+    drawn = late[index].sum(1) / np.maximum(early[index].sum(1), 1e-9)
+    value = late.sum() / max(early.sum(), 1e-9)
+    ends = np.quantile(drawn, [0.025, 0.975])
+    return effect(
+        "A14", words, "slope of KL over the ratio beyond 4.5x, over its slope from 2x to 4.5x; twice was set here",
+        number=float(value), low=float(min(ends[0], value)), high=float(max(ends[1], value)), published=2.0, null=1.0)
+
+
+def verdict_longer(data: Data) -> Verdict:
+    """A16: training on at 6x helps."""
+    found = []
+    for run in runs_of(data, "active"):
+        points = {p["at"]: p for p in run["milestones"]}
+        found.append((quality(points["6x"]), quality(points["end"])))
+    gap = difference(pooled(a for a, _ in found), pooled(b for _, b in found), "nll")
+    return effect(
+        "A16", "3,000 more steps at 6x raise the score from 43.8 to 44.5",
+        "nats per token that the last sixth of the steps, at 6x, takes off; 0.01 was set here",
+        number=gap.value, low=gap.low, high=gap.high, published=0.01)
+
+
+def verdict_rate(data: Data) -> Verdict:
+    """A15: thresholds need a learning rate of their own."""
+    runs = [data[name]["0"] for name in ("eta sqrt(n) = 1", "active")]
+    words = "thresholds benefit from a rate scaled by sqrt(n)"
+    plain, scaled = (of_run(run, None) for run in runs)
+    reached = [run["milestones"][-1]["ratio"] for run in runs]
+    if plain is None or scaled is None:
+        return not_testable("A15", words, "a run stopped early", "make results R=cwic_ablations")
+    found = ratio_interval(plain.kl, scaled.kl)
+    return effect(
+        "A15", words, f"KL at the end at the weights' own rate ({reached[0]:.1f}x reached) over KL at sqrt(n) times it "
+        f"({reached[1]:.1f}x reached); 1.1 was set here",
+        number=found.value, low=found.low, high=found.high, published=1.1, null=1.0)
+
+
+def verdict_kernel(product: Data, share: str = "0.333", margin: float = 10.0) -> Verdict:
+    """A17: stripes cost nothing beside columns."""
+    over = medians(product["stripes_over_columns"][share])
+    value, low, high = (100 * (1 - v) for v in (over.value, over.high, over.low))
+    return kept(
+        "A17", "stripes of a multiple of the kernel's block keep TEAL's efficiency",
+        f"percent of time that stripes of 512 save beside whole columns at {float(share):.0%} kept; {margin:g} more are allowed",
+        number=value, low=low, high=high, margin=margin)
+
+
+def verdict_steady(data: Data) -> Verdict:
+    """F1: every further ratio costs something."""
+    teal, runs = data["teal"]["uniform"], runs_of(data, "flops")
+    words = "the mean score falls steadily, 57.1 to 44.0 from 1x to 6x"
+    ratios = [r for r in (1.0, 2.0, 3.0, 4.0, 5.0, 5.95) if pooled_at(runs, teal, r) is not None]
+    found = [pooled_at(runs, teal, r) for r in ratios]
+    if len(found) < 3:
+        return not_testable("F1", words, "the runs do not reach 3x", "make results R=cwic_small")
+    steps = [difference(b, a, "nll") for a, b in zip(found, found[1:], strict=False)]
+    least = min(range(len(steps)), key=lambda i: steps[i].value)
+    return effect(
+        "F1", words,
+        f"nats by which the loss rises least from one ratio to the next ({ratios[least]:g}x to {ratios[least + 1]:g}x); 0.01 was "
+        "set here",
+        number=steps[least].value, low=steps[least].low, high=steps[least].high, published=0.01)
+
+
+def all_verdicts(small: Data, ablations: Data, smol: Data, bench: Data) -> list[Verdict]:
+    """Every claim that the chapter tests, in the papers' order."""
+    stripes = "column sparsity instead of stripes costs 1.7 points at 3.05x"
+    shapes = "stable for bandwidths from 0.05 to 0.25, unstable outside"
+    return [
+        verdict_teal(small, "small-llama", "CWIC, active parameters"),
+        verdict_teal(small, "small-llama", "thresholds alone, to 3x"),
+        *(verdict_teal(smol, "SmolLM2", way) for way in ways(smol) if "2x" not in way),
+        *(verdict_clock(bench["decoding"], name) for name in sorted(bench["decoding"]) if "3x" in name),
+        verdict_twin(small, "3x", "the 3B model at 3.05x beats the dense 1B model by 1.6 points"),
+        verdict_twin(small, "6x", "models of 2x to 6x are ahead of dense ones of their active size in part"),
+        verdict_graceful(small, "small-llama", "CWIC, active parameters"),
+        verdict_more(ablations, "no stripes", stripes, "A5"),
+        verdict_more(ablations, "MSE of hidden states", "MSE of hidden states in the loss costs 1.6 points at 3.05x", "A6"),
+        *(verdict_stable(ablations, f"bandwidth {b}", shapes, f"A13, {b}") for b in (0.05, 0.25)),
+        *(verdict_more(ablations, f"bandwidth {b}", shapes, f"A13, {b}") for b in (0.02, 0.5)),
+        *(verdict_stable(ablations, f"momentum {b}", "momentum from 0.9 to 0.99 hardly matters", f"A13, momentum {b}")
+          for b in (0.9, 0.95)),
+        verdict_bend(small), verdict_rate(ablations), verdict_longer(small), verdict_kernel(bench["product"]),
+        verdict_steady(small),
+        *(verdict_more(ablations, f"flops, no {p}", f"without {p} training collapses to chance", f"F3, {p}", size=2.0, ratio=None)
+          for p in ("warm-up", "head limit")),
+        verdict_more(ablations, "flops, no normalisation", "without normalisation a moderate loss", "F4, normalisation",
+                     ratio=None),
+        verdict_more(ablations, "flops, no stripes", "without stripes near chance", "F4, stripes", size=2.0, ratio=None),
+        not_testable("F2", "better than SmolLM of its active size on MMLU, level on WinoGrande, worse on ARC and HellaSwag",
+                     "takes a granular model of a billion weights; the small network's dense twins are the nearest thing here",
+                     "python -m sparsity_lib.cwic recipes/llama-3.2-1b.json"),
+    ]
+
