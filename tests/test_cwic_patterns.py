@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from sparsity_lib import SparsityError, load_model
 from sparsity_lib.bench import cwic as bench
 from sparsity_lib.cwic import CWICConfig, convert, measure
+from sparsity_lib.decode import Decoder
 from sparsity_lib.experiments import cwic_patterns
 from sparsity_lib.experiments.cwic_small import stripes
 from sparsity_lib.experiments.cwic_tokens import KINDS, Marked, kinds_of, marked, padded, question
+from sparsity_lib.ops import library
 
 
 @pytest.fixture
@@ -34,6 +36,12 @@ def test_thresholds_are_imposed_for_a_ratio():
     dense = measure(model, ids).ratio()
     bench.impose(model, registry, ids, 2.0)
     assert dense == pytest.approx(1.0) and measure(model, ids).ratio() == pytest.approx(2.0, rel=0.05)
+
+
+def test_imposed_thresholds_meet_the_ratio_of_the_whole_model():
+    model, ids = tiny("llama"), tokens(4, 20)
+    bench.meet(model, convert(model, CWICConfig(stripe=8, uneven=True)), ids, 3.0)
+    assert measure(model, ids).ratio() == pytest.approx(3.0, rel=0.03)
 
 
 def test_views_of_a_network_are_plain_data(shipped):
@@ -104,3 +112,15 @@ def test_granular_products_are_timed_against_columns():
     found = bench.measure_product({"width": 256, "stripe": 128, "kept": (1.0, 0.5), "rounds": 2})
     assert set(found["stripes_over_columns"]) == {"1.000", "0.500"} and len(found["points"]) == 4
     assert all(len(p["times_as_fast"]) == 2 for p in found["points"])
+
+
+@pytest.mark.skipif(library.path() is None, reason="no compiled library")
+def test_a_decoder_reads_on_where_it_stopped():
+    model, ids = tiny("llama"), tokens(1, 20)[0]
+    engine = bench.Reading(Decoder(model, capacity=18), ids)
+    engine.at(15)
+    with torch.no_grad():
+        logits = model(ids[None]).logits[0]
+    for call, place in enumerate((15, 16, 17, 15)):  # the cache holds 18, so the fourth call starts again
+        torch.testing.assert_close(engine(call), logits[place], rtol=1e-3, atol=1e-3)
+    assert len(engine.read) == 4 and min(engine.read) > 0
