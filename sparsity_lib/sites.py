@@ -7,6 +7,7 @@
     down_in  input of the down projection
     in_proj_in, out_proj_in
              inputs of the two projections around a mixer that is no attention, such as Mamba2's state space
+    head_in  input of a language model's head; counted to the last block
 
 They are found from a model's structure: the longest stack of equal blocks, the linear layers in each
 block, which of them lie in attention or beside a convolution, and how their widths fit together. Llama,
@@ -26,8 +27,8 @@ from transformers.pytorch_utils import Conv1D
 from sparsity_lib.errors import SparsityError, unknown
 
 QKV_IN, O_IN, UP_IN, GATE, DOWN_IN = "qkv_in", "o_in", "up_in", "gate", "down_in"
-IN_PROJ_IN, OUT_PROJ_IN = "in_proj_in", "out_proj_in"
-KINDS = (QKV_IN, O_IN, UP_IN, GATE, DOWN_IN, IN_PROJ_IN, OUT_PROJ_IN)
+IN_PROJ_IN, OUT_PROJ_IN, HEAD_IN = "in_proj_in", "out_proj_in", "head_in"
+KINDS = (QKV_IN, O_IN, UP_IN, GATE, DOWN_IN, IN_PROJ_IN, OUT_PROJ_IN, HEAD_IN)
 FFN_KINDS = (UP_IN, GATE, DOWN_IN)
 
 _ATTENTION = re.compile(r"attn|attention", re.I)
@@ -36,7 +37,7 @@ _CROSS = re.compile(r"cross|encoder_attn", re.I)
 
 @dataclass(frozen=True)
 class Linear:
-    """One weight matrix [out, in]; `role` is q, k, v, o, qkv, gate, up, gate_up, down, in_proj or out_proj.
+    """One weight matrix [out, in]; `role` is q, k, v, o, qkv, gate, up, gate_up, down, in_proj, out_proj or head.
 
     `per_token` counts how many such matrices a token reads: 1, or the experts it is routed to.
     """
@@ -91,8 +92,16 @@ class SiteMap:
     """All sites and linear layers of a model, by structure."""
 
     sites: dict[tuple[int, str], Site]
+    #: Those of the blocks.
     linears: tuple[Linear, ...]
     blocks: tuple[str, ...]
+    #: The language model's head, where there is one that is a plain linear layer.
+    head: Linear | None = None
+
+    @property
+    def readable(self) -> tuple[Linear, ...]:
+        """All linear layers that read a site: those of the blocks, and the head."""
+        return self.linears if self.head is None else (*self.linears, self.head)
 
     @property
     def layers(self) -> int:
@@ -110,12 +119,17 @@ class SiteMap:
         SparsityError
             If no layer with such a role reads the site as its own matrix.
         """
-        names = {linear.name: linear.role for linear in self.linears if linear.layer == site.layer}
+        names = {linear.name: linear.role for linear in self.readable if linear.layer == site.layer}
         found = {names[reader]: reader for reader in site.column_readers}
         for role in roles:
             if role not in found:
                 raise unknown(f"reader of site {site.name}", role, found)
         return replace(site, column_readers=tuple(reader for role, reader in found.items() if role in roles))
+
+    def whole(self, site: Site) -> Site:
+        """A gate site whose entries stand for rows of the gate projection too, as they are chosen before it is computed."""
+        gates = tuple(linear.name for linear in self.linears if linear.layer == site.layer and linear.role == "gate")
+        return replace(site, row_readers=(*gates, *site.row_readers))
 
     def of_kind(self, kind: str) -> list[Site]:
         """The sites of one kind, layer by layer.
@@ -156,7 +170,19 @@ def find_sites(model: nn.Module) -> SiteMap:
             f"{type(model).__name__} has no attention or FFN projections to sparsify. "
             "Fix: use a transformer decoder, encoder or ViT."
         )
-    return SiteMap(sites, tuple(dict.fromkeys(linears)), tuple(f"{stack}.{i}" for i in range(len(blocks))))
+    head = _head(model, len(blocks) - 1)
+    if head is not None:
+        last = f"{stack}.{len(blocks) - 1}"
+        sites[head.layer, HEAD_IN] = Site(head.layer, HEAD_IN, last, head.inputs, (head.name,), model=model)
+    return SiteMap(sites, tuple(dict.fromkeys(linears)), tuple(f"{stack}.{i}" for i in range(len(blocks))), head)
+
+
+def _head(model: nn.Module, layer: int) -> Linear | None:
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not isinstance(head, nn.Linear):
+        return None
+    name = next(name for name, module in model.named_modules() if module is head)
+    return Linear(name, layer, "head", *_shape(head))
 
 
 def _weights_in(module: nn.Module) -> int:

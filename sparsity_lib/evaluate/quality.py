@@ -14,7 +14,7 @@ from sparsity_lib import lm
 from sparsity_lib.checks import count
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
-from sparsity_lib.install import installed, installed_on
+from sparsity_lib.install import head_of, installed, installed_on
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import bar
 
@@ -98,7 +98,7 @@ def evaluate(
         hidden = {}
         for name, plan in plans.items():
             hidden[name] = _hidden(model, plan, ids, places, batch_size, progress)
-    return _compare(model, hidden, ids[:, 1:][:, places])
+    return _compare(model, plans, hidden, ids[:, 1:][:, places])
 
 
 def evaluate_pair(dense: nn.Module, other: nn.Module, plan: Plan | None, ids: Tensor, *, every: int = 1) -> Quality:
@@ -116,7 +116,7 @@ def evaluate_pair(dense: nn.Module, other: nn.Module, plan: Plan | None, ids: Te
             "dense": _hidden(dense, None, ids, places, 1, progress),
             "other": _hidden(other, plan, ids, places, 1, progress).to(head.dtype),
         }
-    return _compare(dense, hidden, ids[:, 1:][:, places])["other"]
+    return _compare(dense, {"dense": None, "other": plan}, hidden, ids[:, 1:][:, places])["other"]
 
 
 def _check(dense: nn.Module, ids: Tensor) -> None:
@@ -143,8 +143,11 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _compare(model: nn.Module, hidden: Mapping[str, Tensor], targets: Tensor) -> dict[str, Quality]:
+def _compare(
+    model: nn.Module, plans: Mapping[str, Plan | Change | None], hidden: Mapping[str, Tensor], targets: Tensor
+) -> dict[str, Quality]:
     sequences, predicted = targets.shape
+    heads = {name: head_of(model, None if callable(plan) else plan) for name, plan in plans.items()}
     rows = {name: h.flatten(0, 1) for name, h in hidden.items()}
     flat = targets.flatten().to(next(iter(rows.values())).device)
     sums = {name: torch.zeros(3, sequences * predicted, dtype=torch.float64) for name in hidden}
@@ -156,7 +159,10 @@ def _compare(model: nn.Module, hidden: Mapping[str, Tensor], targets: Tensor) ->
             # KL = sum_v p_v (l_v - m_v) - lse(l) + lse(m), with l, m the logits of the dense and the sparse model
             dense_mean, dense_norm = _dot(chance, dense), dense.logsumexp(-1)
             for name in hidden:
-                own = dense if name == "dense" else lm.logits(model, rows[name][piece])
+                own = dense
+                if name != "dense":
+                    with heads[name]():
+                        own = lm.logits(model, rows[name][piece])
                 norm = dense_norm if name == "dense" else own.logsumexp(-1)
                 sums[name][0, piece] = (norm - own.gather(-1, flat[piece, None])[:, 0]).double().cpu()
                 if name != "dense":
