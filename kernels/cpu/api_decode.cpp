@@ -25,7 +25,9 @@ bool good(const Decoder& m) {
         !m.cosine[0] || !m.sine[0] || m.cache_format > FORMAT_BF16 || m.cache_format < 0)
         return false;
     const Site dense = {};
-    if (!fits(m.embedding, dense, m.hidden, m.vocabulary) || !fits(m.head, dense, m.hidden, m.vocabulary)) return false;
+    if (!fits(m.embedding, dense, m.hidden, m.vocabulary) || !fits(m.head, m.at_head, m.hidden, m.vocabulary)) return false;
+    if (m.refined < 0 || m.refined > m.vocabulary || (m.refined && (!m.at_head.active || !fits(m.head_rows, dense, m.hidden, m.vocabulary))))
+        return false;
     const int64_t q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
     for (int64_t i = 0; i < m.layer_count; i++) {
         const Layer& l = m.layers[i];
@@ -47,6 +49,9 @@ struct Buffers {
     Scratch scratch[MAX_THREADS];
     float *residual[MAX_THREADS], *scores[MAX_THREADS], *wide[MAX_THREADS];
     float *qkv, *attention, *out, *gates, *products, *ffn, *rotated, *partial[2];
+    float* order;
+    int32_t* words;
+    uint32_t* keys;
 };
 
 void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
@@ -65,6 +70,10 @@ void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
     b.ffn = c.take<float>(m.hidden);
     b.rotated = c.take<float>(n);
     for (float*& each : b.partial) each = c.take<float>(SHARES * SHARED_SUMS);
+    const int64_t words = m.refined ? m.vocabulary : 0;
+    b.order = c.take<float>(words);
+    b.words = c.take<int32_t>(words + ROWS_MORE);
+    b.keys = c.take<uint32_t>(words + KEYS_MORE);
 }
 
 }  // namespace
@@ -92,7 +101,7 @@ EXPORT int sparsity_decode(const Decoder* model, int64_t token, int64_t position
     carve_all(real, *model, threads, b);
     if (bytes) *bytes = 0;
     DecodeStep step{model, token, position, logits, b.qkv, b.attention, b.out, b.gates, b.products, b.ffn, b.rotated,
-                    {b.partial[0], b.partial[1]}, bytes, b.scratch, b.residual, b.scores, b.wide};
+                    {b.partial[0], b.partial[1]}, bytes, b.scratch, b.residual, b.scores, b.wide, b.order, b.words, b.keys};
     run_team([](const Team& team, void* a) { kernels->decode(team, *static_cast<DecodeStep*>(a)); }, &step, threads);
     return OK;
 }

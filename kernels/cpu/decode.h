@@ -210,6 +210,32 @@ template <class F> static inline void read_row(const Weight& w, int64_t row, flo
     settle<F>(out, w.padded);
 }
 
+// Logits where inputs of the head are dropped. x: normalised, private.
+static void sparse_head(const Team& team, const DecodeStep& s, const float* x) {
+    const Decoder& m = *s.model;
+    const Output found = project(team, s, m.head, 0, m.at_head, x, s.logits, s.partial[0]);
+    team.wait();
+    const int64_t n = m.vocabulary, first = team.begin(n), last = team.end(n);
+    if (found.partial) {
+        fetch(found, first, last, s.logits + first);
+        team.wait();
+    }
+    if (!m.refined) return;
+    if (team.index == 0) {
+        float lowest = s.logits[0];
+        for (int64_t v = 1; v < n; v++) lowest = s.logits[v] < lowest ? s.logits[v] : lowest;
+        for (int64_t v = 0; v < n; v++) s.order[v] = s.logits[v] - lowest;
+        keep_by_rank(s.order, n, m.refined, s.words, s.keys);
+    }
+    note(team, s, row_size(m.head_rows) * m.refined);
+    x = arranged(m.head_rows, x, s.wide[team.index]);
+    team.wait();
+    const int64_t begin = team.begin(m.refined), end = team.end(m.refined);
+    WITH_FORMAT(m.head_rows, dot_rows<F>(m.head_rows, s.words, begin, end, x, 0, 1, s.order));
+    for (int64_t i = begin; i < end; i++) s.logits[s.words[i]] = s.order[i];
+    team.wait();
+}
+
 static void decode(const Team& team, const DecodeStep& s) {
     const Decoder& m = *s.model;
     const Scratch& b = s.scratch[team.index];
@@ -238,8 +264,12 @@ static void decode(const Team& team, const DecodeStep& s) {
         add_residual(x, fetch(ffn, 0, m.hidden, b.score), layer.norm_after_ffn, m.hidden, m.eps, b.value);
     }
     rms_norm(x, m.final_norm, m.hidden, m.hidden + 128, m.eps, b.x);
-    rows_of(team, m.head, 0, arranged(m.head, b.x, s.wide[team.index]), s.logits);
-    note(team, s, row_size(m.head) * m.head.rows);
+    if (m.at_head.active) {
+        sparse_head(team, s, b.x);
+    } else {
+        rows_of(team, m.head, 0, arranged(m.head, b.x, s.wide[team.index]), s.logits);
+        note(team, s, row_size(m.head) * m.head.rows);
+    }
     for (int64_t v = team.begin(m.vocabulary); v < team.end(m.vocabulary); v++) {
         s.logits[v] *= m.logit_factor;
         if (m.logit_cap > 0.0f) s.logits[v] = m.logit_cap * __builtin_tanhf(s.logits[v] / m.logit_cap);

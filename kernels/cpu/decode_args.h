@@ -37,6 +37,11 @@ struct Decoder {
     const float *cosine[2], *sine[2];  // [capacity, head_dim]
     float eps, scaling, embedding_scale, attention_cap, logit_cap, logit_factor;
     int32_t activation, cache_format;
+    // Where inputs of the head are dropped, `head` is by inputs; of that many words whose logits are then the largest, the
+    // logits are computed again from all inputs and rows of head_rows, by outputs (0: of none).
+    Site at_head;
+    Weight head_rows;
+    int64_t refined;
 };
 
 struct DecodeStep {
@@ -51,4 +56,8 @@ struct DecodeStep {
     float** residual;  // one [hidden] a thread
     float** scores;    // [HEADS_TOGETHER, scores_pitch] a thread
     float** wide;      // one [all heads] or [neurons] a thread
+    // Where logits are refined: scores of all words, which of them are, and scratch.
+    float* order;
+    int32_t* words;
+    uint32_t* keys;
 };

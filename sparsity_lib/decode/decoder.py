@@ -21,7 +21,7 @@ from sparsity_lib.ops.packed import Packed, pack, pair
 from sparsity_lib.ops.reference import ACTIVATIONS
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import track
-from sparsity_lib.sites import SiteMap, find_sites
+from sparsity_lib.sites import HEAD_IN, SiteMap, find_sites
 
 _CACHES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -142,17 +142,34 @@ class Decoder:
         for i in track(range(a.layers), desc="packing weights", unit="layer"):
             self._fill(layers[i], i, kinds.index(a.kinds[i]))
         embedding = self._pack(self.source.embedding(), "outputs")
-        head = self.source.head()
+        head, at_head, rows, refined = self._head(embedding)
         cosine, sine = ((ctypes.c_void_p * 2)(*(self._keep(tables[k][n]) for k in kinds)) for n in (0, 1))
         self._alive.append(layers)
         return structures.Model(
             layers=ctypes.cast(layers, ctypes.POINTER(structures.Layer)), layer_count=a.layers, hidden=a.hidden, heads=a.heads,
             kv_heads=a.kv_heads, head_dim=a.head_dim, neurons=a.neurons, capacity=self.capacity, vocabulary=a.vocabulary,
-            embedding=embedding, head=embedding if head is None else self._pack(head, "outputs"),
+            embedding=embedding, head=head, at_head=self._site(at_head), head_rows=rows, refined=refined,
             final_norm=self._keep(self.source.final_norm()), cosine=cosine, sine=sine, eps=a.eps, scaling=a.scaling,
             embedding_scale=float(torch.tensor(a.embedding_scale, dtype=self.source.dtype)),  # as Hugging Face rounds it
             attention_cap=a.attention_cap, logit_cap=a.logit_cap, logit_factor=1.0,
             activation=ACTIVATIONS[a.activation], cache_format=_CACHES[self.source.dtype])
+
+    def _head(self, embedding: structures.Weight) -> tuple[structures.Weight, Choice | None, structures.Weight, int]:
+        """The head, what is dropped of its input, the rows of which logits are refined, and how many are.
+
+        Where inputs are dropped the head is packed by inputs; a table that it is tied to stays, for its rows.
+        """
+        a, own = self.architecture, self.source.head()
+        choice = self._choices(a.layers - 1, HEAD_IN, a.hidden) if self._choices else None
+        if choice is None:
+            return embedding if own is None else self._pack(own, "outputs"), None, structures.Weight(), 0
+        choice.check(HEAD_IN, a.hidden)
+        weight = self.source.embedding() if own is None else own
+        packed = self._pack(choice.absorbed(weight, None)[0], "inputs")
+        if not choice.refine:
+            return packed, choice, structures.Weight(), 0
+        rows = embedding if own is None else self._pack(own, "outputs")
+        return packed, choice, rows, max(1, round(choice.refine * a.vocabulary))
 
     def _fill(self, layer: structures.Layer, i: int, rope: int) -> None:
         a, source = self.architecture, self.source

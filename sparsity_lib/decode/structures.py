@@ -35,5 +35,5 @@ class Model(ctypes.Structure):
         *((name, _LONG) for name in _SIZES),
         ("embedding", Weight), ("head", Weight), ("final_norm", _POINTER), ("cosine", _POINTER * 2), ("sine", _POINTER * 2),
         *((name, _FLOAT) for name in ("eps", "scaling", "embedding_scale", "attention_cap", "logit_cap", "logit_factor")),
-        ("activation", _INT), ("cache_format", _INT),
+        ("activation", _INT), ("cache_format", _INT), ("at_head", Site), ("head_rows", Weight), ("refined", _LONG),
     ]

@@ -52,6 +52,10 @@ class Part:
         """Turn the streamed statistic into the tensors announced by `shapes`."""
         return {}
 
+    def operations(self, site: Site) -> int:
+        """Operations a token that the part adds at run time, products with the weights of `weights_read` left out."""
+        return 0
+
     def trained(self, site: Site) -> tuple[str, ...]:
         """Names of those tensors that training may go on to change (`train.repairs`); `fit` gives where it starts."""
         return ()
@@ -104,6 +108,9 @@ class Score(Part):
     def __call__(self, z: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         raise NotImplementedError
 
+    def operations(self, site: Site) -> int:
+        return site.width * (1 + bool(self.shapes(site)))  # a size, and a product with what was fitted
+
     def prompt(self, z: Tensor) -> Mapping[str, Tensor]:
         """What the score keeps of the dense first part of every sequence, z [batch, tokens, width]: tensors by name."""
         return {}
@@ -122,6 +129,9 @@ class Select(Part):
 
     def __call__(self, scores: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         raise NotImplementedError
+
+    def operations(self, site: Site) -> int:
+        return site.width  # a comparison an entry
 
     def kept(self, width: int) -> float:
         """Share of entries kept by design, before anything is measured."""

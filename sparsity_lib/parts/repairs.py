@@ -25,6 +25,9 @@ class Variance(Repair):
     which nothing is left stays so.
     """
 
+    def operations(self, site: Site) -> int:
+        return 7 * site.width  # two variances, a product
+
     def __call__(self, kept: Tensor, z: Tensor, mask: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         kept = as_float32(kept)
         before = as_float32(z).var(-1, keepdim=True, correction=0)

@@ -114,6 +114,9 @@ class Relative(Score):
         if site.experts:
             raise refuse("score at an expert site", self.kind, "a score that ranks every token by itself", "use magnitude")
 
+    def operations(self, site: Site) -> int:
+        return 0  # once a prompt
+
     def prompt(self, z: Tensor) -> Mapping[str, Tensor]:
         z = as_float32(z)
         size = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

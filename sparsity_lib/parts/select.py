@@ -129,6 +129,9 @@ class Gaussian(Select):
             bound = scores.mean(-1, keepdim=True) + spread * NormalDist().inv_cdf(1 - self.density)
         return scores > bound
 
+    def operations(self, site: Site) -> int:
+        return 5 * site.width  # two moments, a comparison
+
     def kept(self, width: int) -> float:
         return self.density
 
@@ -148,6 +151,9 @@ class TopK(Select):
 
     def __post_init__(self) -> None:
         fraction("density", self.density)
+
+    def operations(self, site: Site) -> int:
+        return 0 if self.density == 1 else 31 * site.width  # as compiled: a comparison for each bit of the k-th score, at most
 
     def count(self, width: int) -> int:
         """K for a site of this width."""
