@@ -5,8 +5,17 @@ import torch
 from core_tiny import HIDDEN, LAYERS, VOCABULARY, WIDTH, tiny, tokens
 
 from sparsity_lib import Plan, Recipe, Rule, SparsityError, account, find_sites, fit, installed, recipes, weights_per_token
-from sparsity_lib.experiments import common, compare_common, compare_quality
+from sparsity_lib.experiments import (
+    common,
+    compare_common,
+    compare_protocol,
+    compare_quality,
+    compare_search,
+    compare_speed,
+    compare_tasks,
+)
 from sparsity_lib.experiments.compare_common import EVERY_METHOD, Bench, density_at, maker
+from sparsity_lib.ops import library
 from sparsity_lib.overheads import Overheads, overheads
 from sparsity_lib.parts.repairs import LowRank
 from sparsity_lib.parts.select import TopK
@@ -111,3 +120,68 @@ def test_what_a_part_needs_no_text_for_is_fitted_once_for_all_densities(model):
     name = "0.up_in.left_0"
     assert plans[0].tensors[name].data_ptr() == plans[1].tensors[name].data_ptr()
     assert isinstance(plans[0], Plan) and find_sites(model).head.role == "head" and fit(recipes.cats(0.5), model, ids=IDS)
+
+
+def test_the_search_judges_every_candidate_and_tries_the_best_without_its_parts(bench, monkeypatch):
+    text = {"tokens": 32, "length": 16, "seed": 1}
+    for name, value in {"FITTED": text, "COSTS": text, "JUDGED": text, "SHARES": (0.3,), "TEXT": {"sequences": 3, "length": 16},
+                        "BLOCKS": (compare_search.BLOCKS[0], compare_search.BLOCKS[3], compare_search.BLOCKS[5])}.items():
+        monkeypatch.setattr(compare_search, name, value)
+    monkeypatch.setattr(compare_search, "bench_for", lambda loaded, name, text: bench)
+    data, params, _ = compare_search.run(Checkpoint())
+    rows = data["models"][common.MODELS[0]]["search"]
+    assert len(rows) == 6 + 6 + 3 and all(abs(r["shares"]["skipped"] - 0.3) < 0.05 for r in rows if "quality" in r)
+    own = data["models"][common.MODELS[1]]["held out"]
+    assert "chosen" in own and len(own) >= 3 and torch.equal(bench.ids, IDS)
+    assert all(each["candidate"] != data["chosen"] for label, each in own.items() if label != "chosen")
+
+
+def test_the_chosen_candidate_has_the_least_mean_log_divergence():
+    def row(kl, **candidate):
+        return {"candidate": candidate, "quality": {"nll": [1.0], "kl": [kl], "agree": [1.0], "tokens": [1]}}
+
+    found = {"a": [row(0.1, head="x"), row(0.2, head="y"), {"candidate": {"head": "z"}, "reason": "no"}],
+             "b": [row(0.9, head="x"), row(0.2, head="y"), row(0.01, head="z")]}
+    assert compare_search.chosen(found) == {"head": "y"}
+    with pytest.raises(SparsityError, match="No candidate"):
+        compare_search.chosen({"a": [{"candidate": {"head": "z"}, "reason": "no"}]})
+    assert set(compare_search.ablations({"rotate": True, "score": "magnitude", "head": "refined", "allocation": "spread"})) == {
+        "without rotation", "without refined words", "without the head", "without the shared budget"}
+
+
+def test_protocol_changes_one_thing_at_a_time(bench, monkeypatch):
+    monkeypatch.setattr(compare_protocol, "bench_for", lambda loaded, name, text: bench)
+    found = {}
+    for method in ("teal", "griffin"):
+        changes = [{"token_share": share} for share in (1.0, 0.5, 0.25) if method == "teal" or share < 1]
+        params = {"model": "tiny", "method": method, "share": 0.1, "effect": "tokens", "changes": changes, "text": {}, "every": 1}
+        found[method] = compare_protocol.measure({}, params)
+    whole, half, quarter = found["teal"]
+    assert half["shares"]["skipped"] == pytest.approx(whole["shares"]["skipped"] / 2, rel=0.2)
+    assert sum(whole["quality"]["kl"]) > sum(half["quality"]["kl"]) > sum(quarter["quality"]["kl"]) > 0
+    assert half["recipe"]["token_share"] == 0.5 and len(found["griffin"]) == 2
+    assert [len(each) for each in compare_protocol.settings().values()][0] == 4
+
+
+@pytest.mark.skipif(library.path() is None, reason="no compiled library")
+def test_speed_is_measured_where_the_decoder_can_and_refused_by_name_elsewhere(bench, monkeypatch):
+    read = type("Read", (), {"bytes": 1, "__call__": lambda self, turn: None})
+    monkeypatch.setattr(compare_speed, "ReadBandwidth", read)
+    for method in ("cats", "larosa_head", "griffin"):
+        found = compare_speed.measure(bench, bench.points(method, (0.1,))[0], prompt=8)
+        assert len(found["ratios"]) == 16 - 8 - compare_speed.WARMUP and found["bytes"]["sparse"] < found["bytes"]["dense"]
+    for method in ("gaussian", "rsparse", "wanda"):
+        assert "reason" in compare_speed.measure(bench, bench.points(method, (0.1,))[0], prompt=8)
+    assert "cannot be skipped" in compare_speed.measure(bench, bench.points("cats", (0.9,))[0], prompt=8)["reason"]
+
+
+def test_tasks_are_scored_for_the_dense_model_and_every_method(bench, monkeypatch):
+    monkeypatch.setattr(compare_tasks, "bench_for", lambda loaded, name, text: bench)
+    monkeypatch.setattr(compare_tasks, "run_benchmarks", lambda *a, **k: type("R", (), {"to_dict": lambda self: {"n": 1}})())
+    monkeypatch.setattr(compare_tasks, "METHODS", ("cats", "spread"))
+    monkeypatch.setattr(compare_tasks, "COSTS", {"tokens": 32, "length": 16, "seed": 1})
+    monkeypatch.setattr(compare_tasks, "HEAD_EVERY", {"tiny": 2})
+    data, _, _ = compare_tasks.run(Checkpoint())
+    rows = data[common.MODELS[0]]
+    assert [r["method"] for r in rows] == ["dense", "cats", "cats", "spread", "spread"]
+    assert "reason" in rows[2] and rows[3]["skipped"] == pytest.approx(0.2, abs=0.04)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from sparsity_lib.assets.texts import sources
 from sparsity_lib.experiments import common
-from sparsity_lib.experiments.compare_common import DTYPE, Bench, bench_for
+from sparsity_lib.experiments.compare_common import DTYPE, Bench, Point, bench_for
 from sparsity_lib.experiments.compare_quality import measured
 from sparsity_lib.experiments.scap_grid import EVERY
 
@@ -55,9 +56,20 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
 def measure(loaded: dict[str, Bench], params: dict) -> list[dict[str, Any]]:
     """One method with one thing changed at a time, at the same density throughout."""
     bench = bench_for(loaded, params["model"], params["text"])
-    points = []
+    points: list[Point] = []
     for change in params["changes"]:
+        if "token_share" in change and points:  # nothing that is fitted depends on it
+            points.append(with_token_share(points[0], change["token_share"]))
+            continue
         share = params["share"] * change.get("token_share", 1.0)  # counted over all tokens: the density stays
         points += bench.points(params["method"], (share,), **change)
-    rows = measured(bench, points, params["every"])
-    return [{"change": change, "dense": rows["dense"], **row} for change, row in zip(params["changes"], rows["points"], strict=True)]
+    found = measured(bench, points, params["every"])
+    rows = zip(params["changes"], found["points"], strict=True)
+    return [{"change": change, "dense": found["dense"], **row} for change, row in rows]
+
+
+def with_token_share(point: Point, token_share: float) -> Point:
+    """The same plan for another share of each sequence's tokens."""
+    recipe = replace(point.change.recipe, token_share=token_share)
+    return Point(point.share * token_share / point.change.recipe.token_share, replace(point.change, recipe=recipe),
+                 {"recipe": recipe.to_json()})
