@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from sparsity_lib.errors import SparsityError
-from sparsity_lib.evaluate.benchmarks import BenchmarkResult, run_benchmarks
+from sparsity_lib.evaluate.benchmarks import run_benchmarks
 from sparsity_lib.experiments import common
 from sparsity_lib.experiments.compare_common import DTYPE, Bench, Point, bench_for
 from sparsity_lib.experiments.compare_search import COSTS, HEAD_EVERY
@@ -64,8 +64,3 @@ def _score(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
     with bench.within(point):
         return {"results": results(), "skipped": shares["skipped"]}
 
-
-def score(found: dict[str, Any]) -> float:
-    """Mean of the nine tasks of one stored item."""
-    results = {task: BenchmarkResult.from_dict(each) for task, each in found["results"].items()}
-    return (7 * results["scap7"].score("scap7").mean + sum(results[t].score(t).mean for t in ("openbookqa", "mmlu"))) / 9
