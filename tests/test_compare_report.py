@@ -114,7 +114,7 @@ def test_protocol_rows_are_over_the_first_setting():
 
     data = {MODEL: {"teal": {"text": rows("source", [("", 0.1), ("squad", 0.2)])}}}
     found = report.protocol_rows(data, "text")
-    assert [r[2] for r in found] == ["all sources", "squad"] and found[1][5].value == pytest.approx(2)
+    assert [r[1] for r in found] == ["TEAL, all sources", "TEAL, squad"] and found[1][4].value == pytest.approx(2)
     assert report.change_name({"token_share": 0.1}) == "10% of tokens"
     assert report.change_name({"calibration": {"tokens": 512, "length": 64}}) == "512 tokens, 64 a sequence"
     assert figures.effects(report.protocol_points(data, "text")) is not None and not report.protocol_rows(data, "seed")
@@ -138,7 +138,8 @@ def test_nine_tasks_count_alike():
                     {"method": "cats", "share": 0.2, "results": run([1, 1, 0, 0]), "skipped": 0.2},
                     {"method": "cats", "share": 0.9, "reason": "no"}]}
     rows = report.task_rows(data)
-    assert rows[0][3].value == 75 and rows[1][3].value == 50 and rows[1][4].value == pytest.approx(-25) and rows[2][3] is None
+    assert rows[0][2].value == 75 and rows[1][2].value == 50 and rows[1][3].value == pytest.approx(-25) and rows[2][3] is None
+    assert [r[1] for r in rows] == ["dense", "CATS, 20%", "CATS, 90%"]
     assert len({*resolve("book9")}) == 7 + 1 + 57
 
 

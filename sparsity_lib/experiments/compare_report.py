@@ -156,7 +156,7 @@ def change_name(change: Data) -> str:
 
 
 def protocol_rows(data: Data, effect: str) -> list[list[Any]]:
-    """Model, method, what was changed; KL, and over the first setting's (paired over sequences)."""
+    """Model, method and what was changed; weights skipped (%), KL, and KL over the first setting's (paired over sequences)."""
     rows = []
     for model in data:
         for method, effects in data[model].items():
@@ -166,9 +166,15 @@ def protocol_rows(data: Data, effect: str) -> list[list[Any]]:
             for row in effects[effect]:
                 own = Quality.from_json(row["quality"])
                 skipped = Number(100 * row["shares"]["skipped"], ".1f")
-                rows.append([short(model), label(method), change_name(row["change"]), skipped, cell(own.divergence(), ".3f"),
+                name = f"{label(method)}, {change_name(row['change'])}"
+                rows.append([short(model), name, skipped, cell(own.divergence(), ".3f"),
                              cell(ratio_interval(own.kl, base.kl), ".2f")])
     return rows
+
+
+def at_share(row: Data) -> str:
+    """A method and the share that it was asked for."""
+    return label(row["method"]) + (f", {100 * row['share']:.0f}%" if row["share"] else "")
 
 
 def nine(found: Data) -> BenchmarkResult:
@@ -179,12 +185,12 @@ def nine(found: Data) -> BenchmarkResult:
 
 
 def task_rows(data: Data) -> list[list[Any]]:
-    """Model, method, share (%); mean of nine tasks (%) and its difference to dense in points, and over the seven alone."""
+    """Model, method and share; mean of nine tasks (%), its difference to dense in points, mean of SCAP's seven (%)."""
     rows = []
     for model, found in data.items():
         dense = nine(found[0])
         for row in found:
-            start = [short(model), label(row["method"]), Number(100 * row["share"], ".0f")]
+            start = [short(model), at_share(row)]
             if "results" not in row:
                 rows.append([*start, None, None, None])
                 continue

@@ -10,7 +10,7 @@ import numpy as np
 from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval, resample
 from sparsity_lib.evaluate.quality import Quality
 from sparsity_lib.experiments.claws_report import cell, label, short
-from sparsity_lib.experiments.compare_report import SINGLE, best_single, curve
+from sparsity_lib.experiments.compare_report import SINGLE, at_share, best_single, curve
 from sparsity_lib.report import Number
 from sparsity_lib.verdicts import Verdict, effect, kept
 
@@ -91,13 +91,13 @@ def ablation_rows(search: Data, shares: Sequence[float]) -> list[list[Any]]:
 
 
 def speed_rows(speed: Data) -> list[list[Any]]:
-    """Model, method, share skipped (%); tokens a second, times dense with its interval, what the bytes predict, or the reason."""
+    """Model, method and share; weights skipped (%), tokens a second, times dense, what the bytes predict; or the reason."""
     rows = []
     for model, found in speed.items():
         for row in found:
-            start = [short(model), label(row["method"])]
+            start = [short(model), at_share(row)]
             if "ratio" not in row:
-                rows.append([*start, Number(100 * row["share"], ".0f"), None, None, None, row["reason"]])
+                rows.append([*start, None, None, None, None, row["reason"]])
                 continue
             predicted = row["bytes"]["dense"] / row["bytes"]["sparse"]
             rows.append([*start, Number(100 * row["skipped"], ".0f"), Number(1 / row["sparse"], ".0f", rtol=0.3),
