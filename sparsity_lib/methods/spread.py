@@ -38,6 +38,7 @@ def combined(
         If a name is unknown or a number out of range.
     """
     fraction("density", density)
+    fraction("refine", refine)
     for name, value, table in (("score", score, SCORES), ("repair", repair, REPAIRS), ("head", head, HEADS)):
         if not isinstance(value, str) or value not in table:
             raise unknown(name, value, table)

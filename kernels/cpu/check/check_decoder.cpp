@@ -88,6 +88,12 @@ Options rotated_everywhere(const Shape& s) {
     o.activation = ACT_GELU_TANH, o.window = 3;
     return o;
 }
+Options head(const Shape& s, int64_t refined, bool rotated) {
+    Options o;
+    o.shape = s;
+    o.head = {true, rotated, rotated ? by_rank(s.hidden / 3) : by_threshold(0.5f)}, o.refined = refined, o.extras = true;
+    return o;
+}
 Options mixed(const Shape& s) {  // a gate site behind input sites, everything else that a family may have
     Options o = gate(by_rank(s.neurons / 4));
     o.shape = s;
@@ -125,6 +131,20 @@ void refused() {
     model([](Decoder& m) { m.cache_format = -1; });
     model([](Decoder& m) { m.embedding.data = nullptr; });
     model([](Decoder& m) { m.head.rows = 49; });
+    model([](Decoder& m) { m.refined = -1; });
+    model([](Decoder& m) { m.refined = 3; });         // of a dense head
+    model([](Decoder& m) { m.at_head.active = 1; });  // packed by outputs
+    const Model headed(head({}, 3, true));
+    auto of_head = [&](auto change) {
+        Decoder copy = headed.decoder;
+        change(copy);
+        expect(sparsity_decoder_check(&copy) == 1, "wrong head %d was not refused", number++);
+    };
+    of_head([](Decoder& m) { m.refined = 51; });
+    of_head([](Decoder& m) { m.head_rows.data = nullptr; });
+    of_head([](Decoder& m) { m.head_rows.rows = 49; });
+    of_head([](Decoder& m) { m.at_head.rotation.rows--; });
+    of_head([](Decoder& m) { m.head.cols--; });
     auto layer = [&](const Model& base, auto change) {
         std::vector<Layer> layers = base.layers;
         change(layers.back());
@@ -170,9 +190,11 @@ void check_decoder() {
         decode("inputs", inputs(shape), worst);
         decode("rotated everywhere", rotated_everywhere(shape), worst);
         decode("mixed", mixed(shape), worst);
+        for (int64_t refined : {int64_t(0), int64_t(1), int64_t(7), shape.vocabulary})
+            for (bool rotated : {false, true}) decode("head", head(shape, refined, rotated), worst);
     }
     for (Stored stored : STORED)
-        for (Options o : {dense(), mixed(uneven), rotated_everywhere(small)}) {
+        for (Options o : {dense(), mixed(uneven), rotated_everywhere(small), head(uneven, 5, true)}) {
             o.stored = stored;
             decode("formats", o, worst);
             o.cache_format = FORMAT_BF16;

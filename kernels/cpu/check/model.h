@@ -15,7 +15,8 @@ struct Place {  // one site of every layer
 struct Options {
     Shape shape;
     Stored stored = {FORMAT_F32, 0};
-    Place qkv, o, up, gate, down;
+    Place qkv, o, up, gate, down, head;
+    int64_t refined = 0;  // words
     int32_t cache_format = FORMAT_F32, activation = ACT_SILU, window = 0;  // window: of all layers but the first
     bool extras = false;  // biases, norms after and of heads, caps, factors
 };
@@ -30,7 +31,7 @@ struct Block {
 struct Model {
     Options options;
     std::vector<Block> blocks;
-    Matrix embedding, head;
+    Matrix embedding, head, rows, turn;  // rows: of refined words, other numbers than the head's; turn: the head's rotation
     std::vector<float> final_norm, cosine[2], sine[2];
     std::vector<Layer> layers;
     Decoder decoder{};
@@ -38,7 +39,9 @@ struct Model {
     explicit Model(const Options& options) : options(options), blocks(options.shape.layers) {
         const Shape& s = options.shape;
         embedding = matrix(s.vocabulary, s.hidden, options.stored, true);
-        head = matrix(s.vocabulary, s.hidden, options.stored, true, 1 / sqrtf(float(s.hidden)));
+        head = weight(s.hidden, s.vocabulary, options.head.active);
+        if (options.refined) rows = weight(s.hidden, s.vocabulary, false);
+        if (options.head.rotated) turn = weight(s.hidden, s.hidden, false);
         final_norm = multipliers(s.hidden);
         for (int table = 0; table < 2; table++)
             for (int64_t i = 0; i < s.capacity * s.head_dim; i++) {
@@ -106,6 +109,8 @@ struct Model {
         decoder = {layers.data(), s.layers, s.hidden, s.heads, s.kv_heads, s.head_dim, s.neurons, s.capacity, s.vocabulary,
                    embedding.weight, head.weight, final_norm.data(), {cosine[0].data(), cosine[1].data()},
                    {sine[0].data(), sine[1].data()}, 1e-5f, float(1 / sqrt(double(s.head_dim))), extras ? 1.5f : 1.0f,
-                   extras ? 2.0f : 0.0f, extras ? 3.0f : 0.0f, extras ? 0.5f : 1.0f, options.activation, options.cache_format};
+                   extras ? 2.0f : 0.0f, extras ? 3.0f : 0.0f, extras ? 0.5f : 1.0f, options.activation, options.cache_format,
+                   Site{options.head.rule.select(), turn.weight, options.head.active, options.head.rotated}, rows.weight,
+                   options.refined};
     }
 };

@@ -20,14 +20,15 @@ struct SlowDecoder {
         for (size_t l = 0; l < model.blocks.size(); l++) {
             const Block& b = model.blocks[l];
             const Row attended = attention(l, normed(x, b.norms[0]));
-            add(x, project(b, 1, b.o, b.biases[1], model.options.o, attended), b.norms[1]);
+            add(x, project(b.rotations[1], b.o, b.biases[1], model.options.o, attended), b.norms[1]);
             const Row inside = normed(x, b.norms[2]);
             if (model.options.gate.active)
                 add(x, chosen(b, inside), b.norms[3]);
             else
-                add(x, project(b, 4, b.down, b.biases[5], model.options.down, expanded(b, inside)), b.norms[3]);
+                add(x, project(b.rotations[4], b.down, b.biases[5], model.options.down, expanded(b, inside)), b.norms[3]);
         }
-        Row logits = product(model.head, {}, normed(x, model.final_norm));
+        const Row last = normed(x, model.final_norm);
+        Row logits = refined(project(model.turn, model.head, {}, model.options.head, last), last);
         for (double& v : logits) {
             v *= m.logit_factor;
             if (m.logit_cap > 0) v = m.logit_cap * tanh(v / m.logit_cap);
@@ -68,9 +69,9 @@ struct SlowDecoder {
         closest = fmin(closest, closeness(rule, score));
         return mask_of(rule, score);
     }
-    Row project(const Block& b, int number, const Matrix& m, const std::vector<float>& bias, const Place& place, Row x) {
+    Row project(const Matrix& rotation, const Matrix& m, const std::vector<float>& bias, const Place& place, Row x) {
         if (!place.active) return product(m, bias, x);
-        if (place.rotated) x = product(b.rotations[number], {}, x);
+        if (place.rotated) x = product(rotation, {}, x);
         const Mask kept = mask(place.rule, x);
         Row y(m.weight.cols);
         for (size_t o = 0; o < y.size(); o++) {
@@ -80,6 +81,24 @@ struct SlowDecoder {
         }
         bytes += row_size(m.weight) * double(std::count(kept.begin(), kept.end(), true));
         return y;
+    }
+    // Logits where those of the likely words come from all inputs and rows of their own.
+    Row refined(Row logits, const Row& x) {
+        const int64_t k = model.decoder.refined;
+        if (!k) return logits;
+        Row score(logits);
+        const double lowest = *std::min_element(logits.begin(), logits.end());
+        for (double& v : score) v -= lowest;
+        const Rule rule = by_rank(k);
+        closest = fmin(closest, closeness(rule, score));
+        const Mask chosen = mask_of(rule, score);
+        for (size_t v = 0; v < logits.size(); v++) {
+            if (!chosen[v]) continue;
+            logits[v] = 0;
+            for (size_t i = 0; i < x.size(); i++) logits[v] += double(model.rows.at(v, i)) * x[i];
+        }
+        bytes += row_size(model.rows.weight) * double(k);
+        return logits;
     }
     // One head after its norm, turned to the last position.
     Row turned(Row x, const std::vector<float>& norm, size_t table, int64_t position) const {
@@ -102,7 +121,7 @@ struct SlowDecoder {
         const Decoder& m = model.decoder;
         const Block& b = model.blocks[l];
         const int64_t d = m.head_dim, position = keys[l].size();
-        const Row qkv = project(b, 0, b.qkv, b.biases[0], model.options.qkv, x);
+        const Row qkv = project(b.rotations[0], b.qkv, b.biases[0], model.options.qkv, x);
         auto head = [&](int64_t h) { return Row(qkv.begin() + h * d, qkv.begin() + (h + 1) * d); };
         Row key, value, out;
         for (int64_t h = 0; h < m.kv_heads; h++) {
@@ -134,7 +153,7 @@ struct SlowDecoder {
     Row expanded(const Block& b, const Row& x) {
         Row g, u;
         if (model.options.up.active) {
-            const Row both = project(b, 2, b.gate_up, b.biases[4], model.options.up, x);
+            const Row both = project(b.rotations[2], b.gate_up, b.biases[4], model.options.up, x);
             const auto middle = both.begin() + model.decoder.neurons;
             g.assign(both.begin(), middle), u.assign(middle, both.end());
         } else {
