@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from sparsity_lib import results
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.evaluate.quality import Quality
 from sparsity_lib.experiments import common
-from sparsity_lib.experiments.compare_common import DTYPE, Bench, bench_for
+from sparsity_lib.experiments.compare_common import DTYPE, Bench, Point, bench_for
 from sparsity_lib.experiments.compare_quality import measured
 from sparsity_lib.experiments.scap_grid import EVERY, TEXT
 from sparsity_lib.fit import fit
@@ -33,6 +34,9 @@ BLOCKS: tuple[dict[str, Any], ...] = (
 )
 HEADS = ("dense", "inputs", "refined")
 ALLOCATIONS = ("uniform", "spread")
+
+#: What speed and tasks are measured of before a search was kept.
+DEFAULT = {"rotate": True, "score": "magnitude", "head": "refined", "allocation": "spread"}
 
 Candidate = Mapping[str, Any]
 
@@ -124,9 +128,7 @@ def cost_curves(bench: Bench, wanted_by: Sequence[Candidate], params: dict) -> d
 def held_out(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
     """One candidate on evaluation text."""
     bench = bench_for(loaded, params["model"], params["text"])
-    candidate = params["candidate"]
-    known = cost_curves(bench, [candidate], params)
-    points = bench.fit(wanted(bench, candidate, params["shares"], known.get(candidate["head"])), params["calibration"])
+    points = points_of(bench, params["candidate"], params["shares"], params["costs"], params["head_every"], params["calibration"])
     return measured(bench, points, params["every"])
 
 
@@ -144,6 +146,20 @@ def chosen(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     if math.isinf(sum(scores[best])):
         raise SparsityError("No candidate reaches every share on every model. Fix: search lower shares.")
     return known[best]
+
+
+def current() -> dict[str, Any]:
+    """The candidate that the kept search chose, `DEFAULT` where there is none."""
+    return results.load("compare_search").data["chosen"] if "compare_search" in results.names() else dict(DEFAULT)
+
+
+def points_of(
+    bench: Bench, candidate: Candidate, shares: Sequence[float], costs: Mapping[str, Any], every: int,
+    calibration: Mapping[str, Any] = common.CALIBRATION,
+) -> list[Point]:
+    """A candidate at every share, its costs measured anew."""
+    known = cost_curves(bench, [candidate], {"costs": costs, "head_every": every})
+    return bench.fit(wanted(bench, candidate, shares, known.get(candidate["head"])), calibration)
 
 
 def ablations(best: Candidate) -> dict[str, dict[str, Any]]:

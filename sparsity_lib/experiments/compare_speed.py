@@ -15,7 +15,7 @@ from sparsity_lib.decode import Decoder, ModelSource
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.experiments import common
 from sparsity_lib.experiments.compare_common import DTYPE, Bench, Point, bench_for
-from sparsity_lib.experiments.compare_search import COSTS
+from sparsity_lib.experiments.compare_search import COSTS, current
 from sparsity_lib.experiments.compare_tasks import point_of
 from sparsity_lib.parts.scores import Relative
 
@@ -38,7 +38,7 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
             for share in SHARES[name]:
                 params = {"model": name, "method": method, "share": share, "prompt": PROMPT, "tokens": TOKENS, "dtype": DTYPE,
                           "calibration": CALIBRATION, "threads": torch.get_num_threads(),
-                          **({"costs": COSTS} if method == "spread" else {})}
+                          **({"costs": COSTS, "candidate": current()} if method == "spread" else {})}
                 found = checkpoint.item(params, partial(_item, loaded, params))
                 data.setdefault(name, []).append({"method": method, "share": share, **found})
                 print(f"{name} {method} {share}: {found.get('ratio', found.get('reason'))}", flush=True)

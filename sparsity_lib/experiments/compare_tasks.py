@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from sparsity_lib.errors import SparsityError
 from sparsity_lib.evaluate.benchmarks import run_benchmarks
 from sparsity_lib.experiments import common
 from sparsity_lib.experiments.compare_common import DTYPE, Bench, Point, bench_for
-from sparsity_lib.experiments.compare_search import COSTS, HEAD_EVERY
+from sparsity_lib.experiments.compare_search import COSTS, HEAD_EVERY, current, points_of
 from sparsity_lib.experiments.scap_grid import TEXT
-from sparsity_lib.methods.spread import spread
 
 #: The seven of SCAP's tables, OpenBookQA and MMLU; documents a task, and a subject of MMLU.
 TASKS = {"scap7": 60, "openbookqa": 60, "mmlu": 1}
@@ -27,8 +25,9 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
     for name in common.MODELS:
         loaded: dict[str, Bench] = {}
         for method, share in [("dense", 0.0), *((m, s) for m in METHODS for s in SHARES[name])]:
+            searched = {"costs": COSTS, "candidate": current()} if method == "spread" else {}
             params = {"model": name, "method": method, "share": share, "tasks": TASKS, "dtype": DTYPE,
-                      "calibration": common.CALIBRATION, **({"costs": COSTS} if method == "spread" else {})}
+                      "calibration": common.CALIBRATION, **searched}
             found = checkpoint.item(params, partial(_score, loaded, params))
             data.setdefault(name, []).append({"method": method, "share": share, **found})
             print(f"{name} {method} {share} {found.get('reason', 'done')}", flush=True)
@@ -40,12 +39,7 @@ def point_of(bench: Bench, method: str, share: float, calibration: Mapping[str, 
     """A method at a share, the search's choice among them."""
     if method != "spread":
         return bench.points(method, (share,), calibration=calibration)[0]
-    try:
-        costs = {**COSTS, "every": HEAD_EVERY[bench.name]}
-        (recipe,) = spread(bench.fitted, bench.tokenizer, shares=[share], costs=costs)
-        return bench.fit([(share, recipe)], calibration)[0]
-    except SparsityError as error:
-        return Point(share, None, {"reason": str(error)})
+    return points_of(bench, current(), (share,), COSTS, HEAD_EVERY[bench.name], calibration)[0]
 
 
 def _score(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
