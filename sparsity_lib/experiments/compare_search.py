@@ -17,6 +17,7 @@ from sparsity_lib.experiments.scap_grid import EVERY, TEXT
 from sparsity_lib.fit import fit
 from sparsity_lib.methods.larosa import density_for_share
 from sparsity_lib.methods.spread import combined
+from sparsity_lib.plan import Plan
 from sparsity_lib.sensitivity import Curves, curves
 
 SHARES = (0.4, 0.5, 0.6)
@@ -114,12 +115,19 @@ def search(loaded: dict[str, Bench], params: dict) -> list[dict[str, Any]]:
 
 
 def cost_curves(bench: Bench, wanted_by: Sequence[Candidate], params: dict) -> dict[str, Curves]:
-    """Costs of dropping for each way to treat the head: one pass for the blocks, which are the same in all."""
-    heads = [c["head"] for c in wanted_by if c["allocation"] == "spread"]
+    """Costs of dropping for each way to treat the head: one fit and one pass for the blocks, which are the same in all."""
+    heads = list(dict.fromkeys(c["head"] for c in wanted_by if c["allocation"] == "spread"))
+    if not heads:
+        return {}
+    options = parts_of(wanted_by[0])
+    fitted = fit(combined(0.5, **{**options, "head": "dense" if heads == ["dense"] else "inputs"}), bench.fitted, bench.tokenizer,
+                 **params.get("fitted", common.CALIBRATION))
     found: dict[str, Curves] = {}
-    for head in dict.fromkeys(heads):
-        options = {**parts_of(wanted_by[0]), "head": head}
-        plan = fit(combined(0.5, **options), bench.fitted, bench.tokenizer, **params.get("fitted", common.CALIBRATION))
+    for head in heads:
+        recipe = combined(0.5, **{**options, "head": head})
+        sites = {rule.site for rule in recipe.rules}
+        widths = {name: width for name, width in fitted.widths.items() if name.partition(".")[2] in sites}
+        plan = Plan(recipe, fitted.tensors, widths)
         known = next(iter(found.values()), None)
         found[head] = curves(plan, bench.fitted, bench.tokenizer, every=params["head_every"], known=known, **params["costs"])
     return found
