@@ -22,7 +22,7 @@ from sparsity_lib.overheads import overheads
 from sparsity_lib.parts.select import TopK
 from sparsity_lib.plan import Plan
 from sparsity_lib.recipe import Recipe
-from sparsity_lib.weights import WeightPruning, prune_weights, pruned_weights
+from sparsity_lib.weights import WeightPruning, pruned_weights
 
 #: Methods whose masks are taken at the gate, at the inputs of linears, at these and the head; what prunes weights.
 GATE_SIDE = ("cats", "claws", "gaussian", "griffin", "oracle", "random")
@@ -160,11 +160,10 @@ class Bench:
     def shares(self, point: Point) -> dict[str, Any]:
         """What a point leaves out of all weights read, and what it adds."""
         if callable(point.change):
-            pruned = prune_weights(self.model, point.change.args[1], self.tokenizer, **point.change.keywords)
-            try:
-                return {"skipped": pruned.skipped, "extra": overheads(None, self.model).to_json()}
-            finally:
-                pruned.restore()
+            sites, total = _sites_and_weights(self.model)
+            kept = point.change.args[1].select.kept  # the same share of every row: nothing has to be pruned to count it
+            zeros = sum(linear.weights * (1 - kept(linear.inputs)) for linear in sites.linears)
+            return {"skipped": zeros / total, "extra": overheads(None, self.model).to_json()}
         with installed(self.model, point.change):
             counted = account(self.model, ids=self.ids[:2])
         extra = overheads(point.change.recipe, self.model).to_json()
