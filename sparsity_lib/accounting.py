@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from sparsity_lib import lm
 from sparsity_lib.errors import SparsityError
+from sparsity_lib.experts import is_experts
 from sparsity_lib.install import Installed, installed_on
 from sparsity_lib.progress import track
 from sparsity_lib.recipe import rows_read
-from sparsity_lib.sites import HEAD_IN, UP_IN, Linear, find_sites, is_experts
+from sparsity_lib.sites import HEAD_IN, UP_IN, Linear, find_sites
 
 #: Where a model whose masks are no plan's, but learned inside its layers, keeps its function (model, ids) -> Account.
 COUNTER = "_sparsity_counter"

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sparsity_lib.errors import SparsityError, unknown
+from sparsity_lib.experts import is_experts, plain_experts, weights_in
 
 QKV_IN, O_IN, UP_IN, GATE, DOWN_IN = "qkv_in", "o_in", "up_in", "gate", "down_in"
 IN_PROJ_IN, OUT_PROJ_IN, HEAD_IN = "in_proj_in", "out_proj_in", "head_in"
@@ -185,25 +186,15 @@ def _head(model: nn.Module, layer: int) -> Linear | None:
     return Linear(name, layer, "head", *_shape(head))
 
 
-def _weights_in(module: nn.Module) -> int:
-    linear = sum(m.weight.numel() for m in module.modules() if isinstance(m, (nn.Linear, Conv1D)))
-    return linear + sum(e.gate_up_proj.numel() + e.down_proj.numel() for e in module.modules() if is_experts(e))
-
-
 def _longest_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     stacks = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    stacks = [(name, m) for name, m in stacks if all(_weights_in(block) for block in m)]
+    stacks = [(name, m) for name, m in stacks if all(weights_in(block) for block in m)]
     if not stacks:
         raise SparsityError(
             f"{type(model).__name__} has no stack of transformer blocks. "
             "Fix: pass the model itself, not a wrapper without layers."
         )
-    return max(stacks, key=lambda item: _weights_in(item[1]))
-
-
-def is_experts(module: nn.Module) -> bool:
-    """Whether a module keeps the experts of a mixture as stacked [expert, out, in] parameters."""
-    return all(getattr(getattr(module, n, None), "ndim", 0) == 3 for n in ("gate_up_proj", "down_proj"))
+    return max(stacks, key=lambda item: weights_in(item[1]))
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:
@@ -286,17 +277,8 @@ def _ffn_sites(model, prefix, found, layer):
         yield Site(layer, GATE, prefix, down_in, (down_name,), (ups[1][0],), model=model, act=act), []
 
 
-def _plain_experts(experts: nn.Module) -> bool:
-    """Whether each expert is down(act(gate(x)) * up(x)) on [gate; up] stacked as [out, in], without biases or extras."""
-    gating = getattr(type(experts), "_apply_gate", None)  # transformers' own, unless the model brings another
-    odd = any(getattr(experts, name, False) for name in ("is_transposed", "has_bias", "has_post_expert_norm"))
-    _, double, width = experts.gate_up_proj.shape
-    shaped = getattr(experts, "is_concatenated", False) and tuple(experts.down_proj.shape[1:]) == (width, double // 2)
-    return shaped and not odd and getattr(gating, "__name__", "") == "_default_apply_gate"
-
-
 def _expert_sites(model, prefix, name, experts, layer):
-    if not _plain_experts(experts):
+    if not plain_experts(experts):
         kind = type(experts).__name__
         raise SparsityError(f"The experts of block {layer} ({kind}) are not laid out or gated as Mixtral's are.")
     _, double, width = experts.gate_up_proj.shape
