@@ -109,8 +109,8 @@ class SiteMap:
         return len(self.blocks)
 
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of sites that every block has."""
-        return tuple(k for k in KINDS if all((i, k) in self.sites for i in range(self.layers)))
+        """The kinds of sites that every block has; the head is in none."""
+        return tuple(k for k in KINDS if k != HEAD_IN and all((i, k) in self.sites for i in range(self.layers)))
 
     def narrowed(self, site: Site, roles: tuple[str, ...]) -> Site:
         """The site with those of its column readers alone that have these roles: the others go on reading it dense.
