@@ -61,6 +61,10 @@ class Fitting:
             raise SparsityError(f"Site {self.site.kind} of layer {self.site.layer}: {error}") from None
 
 
+#: Jobs at one site with what collects for each.
+Stream = list[tuple[Fitting, Collector]]
+
+
 def fit_step(text: Text, jobs: Sequence[Fitting], step: int) -> int:
     """Fit one part of every job in one pass; returns the bytes that its statistics held."""
     collectors = collect(text, jobs, step)
@@ -77,25 +81,37 @@ def fit_step(text: Text, jobs: Sequence[Fitting], step: int) -> int:
 def collect(text: Text, jobs: Sequence[Fitting], step: int) -> list[Collector | None]:
     """The statistics that the parts of one step need, in the order of jobs; equal ones are shared."""
     shared: dict[str, Collector] = {}
-    streams: dict[str, list[tuple[Fitting, Collector]]] = {}
+    streams: dict[str, dict[tuple[str, ...], Stream]] = {}
     mine: list[Collector | None] = []
     for job in jobs:
         job.current = job.rule.parts()[step]
         collector = job.current.collector(job.site)
         if collector is not None:
-            key = f"{job.stream_key()}|{collector.key()}"
+            readers = job.site.column_readers if collector.needs_grad else ()  # values are the same for all readers
+            key = f"{job.stream_key()}|{','.join(readers)}|{collector.key()}"
             if key not in shared:
                 shared[key] = collector
-                streams.setdefault(job.site.name, []).append((job, collector))
+                streams.setdefault(job.site.name, {}).setdefault(readers, []).append((job, collector))
             collector = shared[key]
         mine.append(collector)
-    if streams:
-        names = sorted({job.current.role for job in jobs})
-        _watch(text, list(streams.values()), desc=f"calibrating {names[0]}")
+    for watched in _passes(streams):
+        _watch(text, watched, desc=f"calibrating {min(job.current.role for job in jobs)}")
     return mine
 
 
-def _watch(text: Text, watched: list[list[tuple[Fitting, Collector]]], desc: str) -> None:
+def _passes(streams: dict[str, dict[tuple[str, ...], Stream]]) -> list[list[Stream]]:
+    """What each pass over the text watches: gradients through different readers of one site take a pass each."""
+    passes: list[list[Stream]] = []
+    for by_readers in streams.values():
+        groups = [group for readers, group in by_readers.items() if readers] or [[]]
+        groups[0] = groups[0] + by_readers.get((), [])
+        passes += [[] for _ in groups[len(passes):]]
+        for watched, group in zip(passes, groups, strict=False):
+            watched.append(group)
+    return passes
+
+
+def _watch(text: Text, watched: list[Stream], desc: str) -> None:
     """One pass over the text; every collector sees its site's values."""
     handles = []
     try:
@@ -129,7 +145,7 @@ class _Watch:
                 job.update(collector, x.detach(), None)
         wanting = [(job, c) for job, c in self.group if c.needs_grad]
         if wanting and x.requires_grad:
-            value = x.detach()
+            value, x = x.detach(), x.view_as(x)  # the view is what this site's readers read: no other's gradient comes here
 
             def feed(grad: Tensor) -> None:
                 for job, collector in wanting:

@@ -353,6 +353,32 @@ def test_the_gradient_score_is_the_rms_gradient_at_any_input(model):
     torch.testing.assert_close(plan.tensors["0.down_in.saliency"], rms / rms.mean(), rtol=1e-3, atol=1e-5)
 
 
+def test_a_gradient_through_some_readers_leaves_the_others_out(model):
+    """Fitted together, and for v alone the gradient at a copy of its input that nobody else reads."""
+    wanted = (("v",), ("qkv_in",), ("q", "k"), ("qkv_in",))
+    scores = ("gradient", "gradient", "gradient", "act")
+    plans = fit_many([recipes.nm(score=c, sites=s) for s, c in zip(wanted, scores, strict=True)], model, ids=IDS)
+    alone = [fit(recipes.nm(score="gradient", sites=s), model, ids=IDS) for s in wanted[:3]]
+    for together, own in zip(plans, alone, strict=False):
+        assert torch.equal(together.tensors["0.qkv_in.saliency"], own.tensors["0.qkv_in.saliency"])
+
+    grads, attention = [], model.model.layers[0].self_attn
+
+    def copied(module, args):
+        x = args[0].clone()
+        x.register_hook(grads.append)
+        return (x, *args[1:])
+
+    handle = attention.v_proj.register_forward_pre_hook(copied)
+    logits = model(input_ids=IDS).logits[:, :-1].flatten(0, 1)
+    torch.nn.functional.cross_entropy(logits, IDS[:, 1:].flatten(), reduction="sum").backward()
+    handle.remove()
+    model.zero_grad()
+    rms = grads[0].flatten(0, 1).square().mean(0).sqrt()
+    torch.testing.assert_close(plans[0].tensors["0.qkv_in.saliency"], rms / rms.mean(), rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(plans[1].tensors["0.qkv_in.saliency"], plans[0].tensors["0.qkv_in.saliency"], rtol=0.05)
+
+
 # --- facts ---
 
 

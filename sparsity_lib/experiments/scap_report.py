@@ -25,7 +25,8 @@ from sparsity_lib.verdicts import Verdict, effect
 
 Point = Mapping[str, Any]
 #: Models and networks, places and centres as the book names them, one after the other.
-ORDER = (MODELS[0], "smollm2 int8", *MODELS[1:], "minilm-l6", *SMALL, "up_in", "before", "none", "mean", "median", "mode")
+ORDER = (MODELS[0], "smollm2 int8", *MODELS[1:], "minilm-l6", *SMALL, "qkv_in", "o_in", "up_in", "before", "down_in",
+         "none", "mean", "median", "mode")
 
 
 def arranged(data: Mapping[str, Any], first: Sequence[str]) -> dict[str, Any]:
