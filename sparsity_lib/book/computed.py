@@ -14,6 +14,8 @@ BLOCKS = {
     "claims-blocks": "sparsity_lib.claims.page:blocks",
     "slips-cwic": "sparsity_lib.claims.page:cwic_rows",
     "slips-scap": "sparsity_lib.claims.page:scap_rows",
+    "choose-ranking": "sparsity_lib.book.choose:ranking",
+    "explorer": "sparsity_lib.book.explorer:page",
     "provenance-results": "sparsity_lib.book.provenance:stored",
     "provenance-details": "sparsity_lib.book.provenance:details",
     "provenance-machines": "sparsity_lib.book.provenance:machines",
@@ -25,6 +27,7 @@ BLOCKS = {
 #: The same for a few words inside a sentence.
 WORDS = {
     "claims-summary": "sparsity_lib.claims.page:summary",
+    "choose-advice": "sparsity_lib.book.choose:advice",
 }
 
 

@@ -16,6 +16,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+from sparsity_lib.book import docstrings, explorer, rerun
 from sparsity_lib.book.computed import BLOCKS, WORDS, compute
 from sparsity_lib.errors import SparsityError
 
@@ -54,4 +55,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything; called by Sphinx."""
     app.add_directive("computed", Computed)
     app.add_role("computed", ComputedWords())
+    app.setup_extension("sphinx.ext.autodoc")
+    app.setup_extension("sphinx.ext.napoleon")
+    app.connect("autodoc-process-docstring", docstrings.process, priority=400)  # before napoleon's
+    app.connect("doctree-read", rerun.place)
+    app.connect("html-page-context", explorer.scripts)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
