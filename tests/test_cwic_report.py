@@ -4,8 +4,10 @@ import html.parser
 
 import numpy as np
 import pytest
+from test_benchmarks_result import coin, result_of
 
 from sparsity_lib.errors import SparsityError
+from sparsity_lib.evaluate.groups import resolve
 from sparsity_lib.evaluate.quality import Quality
 from sparsity_lib.experiments import cwic_patterns_report as patterns
 from sparsity_lib.experiments import cwic_report as report
@@ -208,3 +210,14 @@ def test_slips_are_found_in_the_printed_tables():
     table = {row[0]: row[1:] for row in slips.published_rows()}
     assert table["3.05x"][1].value == 32.8 and table["4.05x"][1] is None
     assert table["2.05x"][3].value == pytest.approx(53.6, abs=0.2)
+
+
+def test_tasks_are_paired_with_dense_and_with_teal_at_the_same_ratio():
+    outcomes = {"dense": 0.6, "smollm2-cwic-3x": 0.5, "teal 3x": 0.3}
+    data = {name: {"ratio": 3.0, "result": result_of({task: coin(400, p, 7) for task in resolve("cwic6")}).to_dict()}
+            for name, p in outcomes.items()}
+    rows = {row[0]: row[2:] for row in report.task_rows(data, list(outcomes), "cwic6")}
+    assert rows["dense"][1:] == [None, None] and rows["teal 3x"][2] is None
+    assert rows["smollm2-cwic-3x"][1].value == pytest.approx(-10, abs=4)
+    assert rows["smollm2-cwic-3x"][2].value == pytest.approx(20, abs=5)
+    assert rules.verdict_tasks(data, "cwic6").outcome == REPRODUCED
