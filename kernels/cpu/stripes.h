@@ -5,55 +5,14 @@
 
 namespace ISA {
 
-// Accumulators that the registers hold beside what is added to them.
-constexpr int IN_REGISTERS = ISA_LEVEL == 2 ? 16 : ISA_LEVEL == 1 ? 8 : 0;
-
-// add_rows for one token and UNITS lines of outputs, whose sums stay in registers: what add_rows does for each pass takes longer
-// than such short rows take to arrive. The sums have the same order, and the same bits.
-template <class F, int UNITS>
-static inline void add_short(const Weight& w, const int32_t* rows, const float* x, int64_t count, int64_t known, int64_t from, float* acc) {
-    constexpr int EACH = F::unit / LANES;
-    const int64_t later = FLIGHT / (64 * UNITS), start = (const char*)F(w, 0, from).line - (const char*)w.data;
-    vf total[UNITS * EACH];
-    for (vf& each : total) each = (vf){};
-    for (int64_t n = 0; n < count; n++) {
-        const vf factor = splat(x[n]);
-        const char* next = row_address<F>(w, rows[n + later < known ? n + later : n]) + start;
-        F line(w, rows[n], from);
-#pragma GCC unroll 16
-        for (int u = 0; u < UNITS; u++, line.advance()) {
-            prefetch(next + 64 * u);
-#pragma GCC unroll 16
-            for (int v = 0; v < EACH; v++) total[u * EACH + v] += line.get(v) * factor;
-        }
-    }
-    for (int v = 0; v < UNITS * EACH; v++) store(acc + v * LANES, total[v]);
-}
-
-// add_short where there are few enough outputs; returns whether there are.
-template <class F, int UNITS = 1>
-static inline bool add_if_short(const Weight& w, const int32_t* rows, const float* x, int64_t count, int64_t known, int64_t from,
-                                int64_t to, float* acc) {
-    if constexpr (!F::scaled && UNITS * F::unit / LANES <= IN_REGISTERS) {
-        if (to - from == UNITS * F::unit) return add_short<F, UNITS>(w, rows, x, count, known, from, acc), true;
-        return add_if_short<F, UNITS + 1>(w, rows, x, count, known, from, to, acc);
-    }
-    (void)w, (void)rows, (void)x, (void)count, (void)known, (void)from, (void)to, (void)acc;
-    return false;
-}
-
 // Outputs of one stripe, from the rows that it keeps; the list holds `known`. y starts at the stripe's first output, as does bias.
 static inline void add_stripe(const Weight& w, const Scratch& b, int64_t count, int64_t known, const float* bias, const Vectors& y,
                               int64_t begin, int64_t end) {
     const int64_t block = block_of(y.batch);
     for (int64_t from = begin; from < end; from += block) {
         const int64_t to = from + block < end ? from + block : end;
-        bool done = false;
-        if (y.batch == 1) { WITH_FORMAT(w, done = add_if_short<F>(w, b.rows, b.factors, count, known, from, to, b.acc)); }
-        if (!done) {
-            clear(b.acc, block, y.batch, to - from);
-            WITH_FORMAT(w, add_rows<F>(w, b.rows, b.factors, count, y.batch, b.acc, block, from, to, known));
-        }
+        clear(b.acc, block, y.batch, to - from);
+        WITH_FORMAT(w, add_rows<F>(w, b.rows, b.factors, count, y.batch, b.acc, block, from, to, known));
         settle_all(w, b.acc, block, y.batch, to - from);
         finish_block(w, bias, y, b.acc, block, from, to);
     }
