@@ -39,10 +39,10 @@ template <class Visit>
 static inline void each_stripe(const Team& team, const Stripe* stripes, int64_t count, const float* x, int64_t stride,
                                int32_t share, const float* bias, const Vectors& y, Scratch b, Visit visit) {
     int64_t lines = 0, place = 0, s = 0, kept;
-    for (int64_t i = 0; i < count; i++) lines += stripes[i].weight.padded / unit_of(stripes[i].weight);
+    auto size = [&](int64_t i) { return stripes[i].weight.padded / unit_of(stripes[i].weight); };
+    for (int64_t i = 0; i < count; i++) lines += size(i);
     const int64_t begin = team.begin(lines), end = team.end(lines);
     if (begin == end) return;
-    auto size = [&](int64_t i) { return stripes[i].weight.padded / unit_of(stripes[i].weight); };
     while (place + size(s) <= begin) place += size(s++);
     int64_t rows = choose_rows(stripes[s].select, x, stride, stripes[s].weight.rows, y.batch, share, b, &kept);
     for (; place < end; s++) {
