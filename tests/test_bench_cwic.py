@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sparsity_lib import SparsityError, experiments
-from sparsity_lib.bench import cwic_gpu, cwic_train
+from sparsity_lib.bench import cwic_train
+from sparsity_lib.bench.device import cuda_device
 
 
 def test_the_products_that_are_timed_compute_the_same():
@@ -31,7 +32,7 @@ def test_a_measurement_says_times_and_memory():
 
 def test_the_gpus_measurement_asks_for_a_gpu():
     if torch.cuda.is_available():
-        assert cwic_gpu.check_device()
+        assert cuda_device("bench/cwic_gpu")
         return
     with pytest.raises(SparsityError, match="bench/cwic_gpu measures on a GPU.*no CUDA device"):
         experiments.EXPERIMENTS["bench/cwic_gpu"](None)

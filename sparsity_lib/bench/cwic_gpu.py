@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from sparsity_lib.bench.cwic_train import inputs_of, products, step
+from sparsity_lib.bench.device import cuda_device
 from sparsity_lib.cwic import granular
-from sparsity_lib.errors import SparsityError
-from sparsity_lib.ops import gpu
 from sparsity_lib.progress import track
 
 #: Outputs and inputs of Llama-3.2-1B's matrices, and outputs a stripe.
@@ -28,7 +27,7 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
     SparsityError
         Without a CUDA device, or where the kernels would not be Triton's, compiled.
     """
-    device, data = check_device(), {}
+    device, data = cuda_device("bench/cwic_gpu"), {}
     for dtype in DTYPES:
         for outputs, inputs, width in SHAPES:
             params = {"outputs": outputs, "inputs": inputs, "width": width, "tokens": TOKENS, "rounds": ROUNDS, "dtype": dtype}
@@ -36,17 +35,6 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
             data[title] = checkpoint.item({"device": device, **params}, partial(measure, **params))
             print(line(title, data[title]), flush=True)
     return data, {"device": device, "shapes": SHAPES, "tokens": TOKENS, "rounds": ROUNDS}, [0]
-
-
-def check_device() -> str:
-    """The GPU's name, or a SparsityError where there is none for compiled kernels."""
-    if not torch.cuda.is_available():
-        raise SparsityError("bench/cwic_gpu measures on a GPU, and torch finds no CUDA device. Fix: run it where there is one.")
-    backend = gpu.load("cuda")
-    if backend is None or backend.triton.knobs.runtime.interpret:
-        raise SparsityError(
-            f"bench/cwic_gpu measures compiled kernels. Fix: install triton, unset {gpu.SWITCH} and TRITON_INTERPRET.")
-    return torch.cuda.get_device_name()
 
 
 def measure(outputs: int, inputs: int, width: int, tokens: int, rounds: int, dtype: str) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsity_lib import ops
-from sparsity_lib.errors import SparsityError
-from sparsity_lib.ops import gpu
+from sparsity_lib.bench.device import cuda_device
 from sparsity_lib.progress import track
 
 SHAPES = ((14336, 4096), (4096, 14336))
@@ -36,7 +35,7 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
     SparsityError
         Without a CUDA device, or where the operators would not be Triton's, compiled.
     """
-    device = _device()
+    device = cuda_device("bench/gpu")
     data: dict[str, Any] = {}
     for tokens in TOKENS:
         for format in FORMATS:
@@ -51,15 +50,6 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
             data[title] = checkpoint.item({"device": device, **params}, lambda p=params: ffn(**p))
             print(table(title, data[title]), flush=True)
     return data, {"device": device, "sparsities": SPARSITIES, "rounds": ROUNDS, "triton": _triton_version()}, [0]
-
-
-def _device() -> str:
-    if not torch.cuda.is_available():
-        raise SparsityError("bench/gpu measures on a GPU, and torch finds no CUDA device. Fix: run it where there is one.")
-    backend = gpu.load("cuda")
-    if backend is None or backend.triton.knobs.runtime.interpret:
-        raise SparsityError(f"bench/gpu measures compiled kernels. Fix: install triton, unset {gpu.SWITCH} and TRITON_INTERPRET.")
-    return torch.cuda.get_device_name()
 
 
 def _triton_version() -> str:

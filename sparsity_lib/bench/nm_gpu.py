@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.sparse import SparseSemiStructuredTensor, SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 
 from sparsity_lib import ops
+from sparsity_lib.bench.device import cuda_device
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.progress import track
 
@@ -54,9 +55,7 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
 
 def check_device() -> str:
     """The GPU's name, or a SparsityError where there is none that can do it."""
-    if not torch.cuda.is_available():
-        raise SparsityError("bench/nm_gpu measures on a GPU, and torch finds no CUDA device. Fix: run it where there is one.")
-    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    name, capability = cuda_device("bench/nm_gpu", compiled=False), torch.cuda.get_device_capability()
     if capability < (8, 0):
         raise SparsityError(f"{name} has no 2:4 tensor cores, which came with compute capability 8.0. Fix: a newer GPU.")
     return name

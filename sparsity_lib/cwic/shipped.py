@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from sparsity_lib import project, results
-from sparsity_lib.assets.cache import partial, publish, remove, sha256_of
-from sparsity_lib.assets.convert import quiet_bars
+from sparsity_lib.assets.cache import sha256_of
+from sparsity_lib.assets.keep import checksums, keep_checkpoint
 from sparsity_lib.assets.models import load_model
 from sparsity_lib.cwic.export import load_thresholds, save_thresholds
 from sparsity_lib.errors import AssetError, unknown
@@ -35,7 +35,7 @@ SHIPPED = {
     "smollm2-cwic-2x": Shipped("cwic_smol", "smollm2-135m-instruct", True),
     "smollm2-cwic-3x": Shipped("cwic_smol", "smollm2-135m-instruct", True),
 }
-#: SmolLM2's stripes by role. Widths that the compiled operators take: multiples of 128; k and v, of 192 outputs, have one stripe.
+#: SmolLM2's stripes by role. Narrower ones are read at less of the memory's speed; k and v, of 192 outputs, have one stripe.
 SMOLLM2_STRIPES = {"q": 128, "o": 128, "gate": 256, "head": 1024}
 #: The one file of an artifact of thresholds.
 FILE = "thresholds.safetensors"
@@ -50,17 +50,7 @@ def folder_of(name: str) -> Path:
 
 def keep_model(model: nn.Module, tokenizer: Any, name: str) -> dict[str, str]:
     """Write a granular model as a checkpoint with weights in bfloat16, whole or not at all; file -> sha256. Casts `model`."""
-    folder = folder_of(name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = partial(folder)
-    try:
-        with quiet_bars():
-            model.to(torch.bfloat16).save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        publish(temporary, folder)
-    finally:
-        remove(temporary)
-    return _checksums(folder)
+    return keep_checkpoint(model, tokenizer, folder_of(name))
 
 
 def keep_thresholds(model: nn.Module, tokenizer: Any, name: str) -> dict[str, str]:
@@ -68,11 +58,7 @@ def keep_thresholds(model: nn.Module, tokenizer: Any, name: str) -> dict[str, st
     folder = folder_of(name)
     folder.mkdir(parents=True, exist_ok=True)
     save_thresholds(model, folder / FILE)
-    return _checksums(folder)
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    return {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.suffix != ".lock"}
+    return checksums(folder)
 
 
 def load_shipped(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:

@@ -99,10 +99,7 @@ def run_benchmarks(
 
     started = time.perf_counter()
     lm = PrefixLM(model, tokenizer, batch_tokens=batch_tokens, packed=backend == "prefix")
-    loaded = load_tasks(names, shots)
-    for task in loaded.values() if max_new_tokens is not None else ():
-        if task.OUTPUT_TYPE == "generate_until":
-            task.set_config("generation_kwargs", {"max_gen_toks": max_new_tokens}, update=True)
+    loaded = load_tasks(names, shots, max_new_tokens)
     with quiet_lm_eval():
         available = {name: len(task.eval_docs) for name, task in loaded.items()}
         chosen = {name: sampled_documents(name, available[name], limit, seed) for name in loaded}
@@ -119,8 +116,10 @@ def run_benchmarks(
     )
 
 
-def load_tasks(names: Iterable[str], shots: Mapping[str, int] | None = None) -> dict[str, Task]:
-    """lm-eval's task objects over local documents, by name, with their few-shot counts set (0 unless given)."""
+def load_tasks(
+    names: Iterable[str], shots: Mapping[str, int] | None = None, max_new_tokens: int | None = None
+) -> dict[str, Task]:
+    """lm-eval's task objects over local documents, by name, with few-shot counts (0) and the longest answer set if given."""
     from lm_eval.tasks import TaskManager
 
     from sparsity_lib.evaluate.bench_quiet import quiet_lm_eval
@@ -135,6 +134,8 @@ def load_tasks(names: Iterable[str], shots: Mapping[str, int] | None = None) -> 
             if task.config.process_docs is not None:  # lm-eval would process all documents again at every access
                 task.dataset[TASKS[name].evaluated] = task.task_docs
                 task.set_config("process_docs", None)
+            if max_new_tokens is not None and task.OUTPUT_TYPE == "generate_until":
+                task.set_config("generation_kwargs", {"max_gen_toks": max_new_tokens}, update=True)
     return loaded
 
 

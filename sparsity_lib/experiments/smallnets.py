@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from sparsity_lib import project
-from sparsity_lib.assets.cache import partial as temporary_of
-from sparsity_lib.assets.cache import publish, remove, sha256_of
+from sparsity_lib.assets.cache import remove
 from sparsity_lib.assets.convert import quiet_bars
 from sparsity_lib.assets.digits import digits
+from sparsity_lib.assets.keep import keep_checkpoint
 from sparsity_lib.assets.smallnets import SMALL, folder_of
 from sparsity_lib.assets.texts import passages, token_sequences
 from sparsity_lib.drelu import relufy
@@ -142,7 +142,7 @@ def _make(name: str) -> dict:
     made = train(model, loss, data, recipe, checkpoints=_work(name), every=EVERY, title=name)
     if mixture:
         model.config.output_router_logits = False
-    files = _publish(name, model, None if vision else _tokenizer())
+    files = keep_checkpoint(model, None if vision else _tokenizer(), _place(name))
     return {
         "parameters": sum(p.numel() for p in model.parameters()), "files": files, **_described_run(made),
         "evaluation": _accuracy(name) if vision else _quality(name),
@@ -161,22 +161,6 @@ def _described_run(made: Trained) -> dict:
         "curve": {"steps": CURVE, "losses": [round(float(piece.mean()), 5) for piece in curve]}, "unit": made.unit,
         "seen": made.seen, "seconds": made.seconds, "per_second": made.per_second, "final_loss": made.losses[-1],
     }
-
-
-def _publish(name: str, model: nn.Module, tokenizer) -> dict[str, str]:
-    """Write the network in bfloat16, whole or not at all; file -> sha256."""
-    folder = _place(name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_of(folder)
-    try:
-        with quiet_bars():
-            model.to(torch.bfloat16).save_pretrained(temporary)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-        publish(temporary, folder)
-    finally:
-        remove(temporary)
-    return {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
 
 
 def _quality(name: str) -> dict:
