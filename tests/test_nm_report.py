@@ -7,7 +7,7 @@ from core_tiny import tiny
 
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.evaluate.benchmarks import BenchmarkResult, TaskResult
-from sparsity_lib.experiments import nm_common, nm_cost_report, nm_energy, nm_quality, nm_report, nm_verdicts
+from sparsity_lib.experiments import nm_common, nm_cost_report, nm_energy, nm_quality, nm_report, nm_task_report, nm_verdicts
 from sparsity_lib.experiments.nm_common import point
 from sparsity_lib.parts.nm import NofM
 from sparsity_lib.parts.select import TopK
@@ -117,11 +117,12 @@ def task(name, right):
     return TaskResult(name, "test", 0, len(right), {"acc": float(np.mean(right))}, {"acc": 0.1}, tuple(range(len(right))), values)
 
 
-def stored(*rights):
-    """One result for each list of outcomes of ARC-Challenge and of BoolQ."""
+def stored(*rights, beside=()):
+    """One result for each list of outcomes of ARC-Challenge and of BoolQ; the tasks `beside` get all right."""
     results = []
     for arc, boolq in rights:
         tasks = {"arc_challenge": task("arc_challenge", arc), "boolq": task("boolq", boolq)}
+        tasks |= {name: task(name, [1] * len(arc)) for name in beside}
         results.append({"scap7": BenchmarkResult(tasks, None, 0, "prefix", 1.0, "0").to_dict()})
     return results
 
@@ -129,12 +130,28 @@ def stored(*rights):
 def test_a_relative_drop_has_the_dense_score_as_its_denominator():
     dense, half = ([1] * 8 + [0] * 2, [1] * 6 + [0] * 4), ([1] * 4 + [0] * 6, [1] * 6 + [0] * 4)
     found = [{"ranked": r} for r in stored(dense, half)]
-    drawn = nm_report.relative_drop(found, 1, "scap7")
+    drawn = nm_task_report.relative_drop(found, 1, "scap7")
     assert drawn[0] == pytest.approx(1 - 5 / 7) and len(drawn) == 2001
-    only = nm_report.relative_drop(found, 1, "scap7", only=lambda name: name == "boolq")
+    only = nm_task_report.relative_drop(found, 1, "scap7", only=lambda name: name == "boolq")
     assert only[0] == 0 and abs(only).max() == 0
-    interval = nm_report.spread(drawn)
+    interval = nm_task_report.spread(drawn)
     assert interval.low < interval.value < interval.high
+
+
+def test_what_is_added_is_set_against_the_plain_pattern():
+    right = [1] * 5
+    dense, plain, var = (right, right), ([1, 1, 1, 1, 0], [1, 1, 0, 0, 0]), ([1, 1, 1, 0, 0], right)
+    where = (None, point("8:16"), point("8:16", repair=["var"]))
+    results = stored(dense, plain, var, beside=("winogrande", "piqa", "sciq", "hellaswag", "arc_easy"))
+    found = [{"point": p, "ranked": r, "written": {}} for p, r in zip(where, results, strict=True)]
+    rows = nm_task_report.added_rows({MODEL: found}, "scap7", "8:16")
+    assert [row[1] for row in rows] == ["VAR", "nothing"] and rows[1][4:] == [None] * 3
+    lost = 100 * (2 / 5) / 7
+    changes = [100 * (3 / 5 - 1 / 5) / 7, -100 * (1 / 5) / 2, 100 * (3 / 5) / 2]
+    assert [cell.value for cell in rows[0][2:]] == pytest.approx([100 - lost, lost, *changes])
+    assert [row[1] for row in nm_task_report.task_rows({MODEL: found}, "scap7")] == ["dense", "activations 8:16"]
+    verdict = nm_verdicts.verdict_var({MODEL: found}, MODEL, "scap7")
+    assert verdict.number == pytest.approx(30) and verdict.outcome == "reproduced"
 
 
 def test_energy_kept_by_a_pattern():

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sparsity_lib.evaluate.bench_result import BenchmarkResult
-from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval, resample
+from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
 from sparsity_lib.evaluate.quality import Quality, difference
-from sparsity_lib.experiments.claws_report import cell, perplexity, points, short
+from sparsity_lib.experiments.claws_report import cell, perplexity, short
 from sparsity_lib.experiments.nm_common import PATTERNS, UNSTRUCTURED
 from sparsity_lib.report import Number
 
@@ -42,11 +41,6 @@ def beside_weights(data: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[st
                    for score in ("wanda", "magnitude")}
         found[model] = {"nm": own, **weights}
     return found
-
-
-def solved(results: Mapping[str, Any], task: str) -> float:
-    """A stored score."""
-    return BenchmarkResult.from_dict(results[task]).score(task).mean
 
 
 def all_points(data: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
@@ -133,66 +127,6 @@ def site_rows(data: Mapping[str, Any]) -> list[list[Any]]:
 def drops(data: Mapping[str, Any], model: str, coarse: str, fine: str) -> Interval:
     """KL at the coarse pattern over KL at the fine one, paired over sequences."""
     return ratio_interval(*(quality(one(data, model, p)).kl for p in (coarse, fine)))
-
-
-def relative_drop(
-    found: Sequence[Mapping[str, Any]], place: int, task: str, only: Callable[[str], bool] = lambda task: True
-) -> np.ndarray:
-    """1 - score / dense score of a point, the estimate first and then its resamples, paired over documents."""
-    dense, own = (BenchmarkResult.from_dict(found[i]["ranked"][task]) for i in (0, place))
-    total = np.zeros(1 + len(resample(2)))
-    base = np.zeros_like(total)
-    members = [name for name in dense.tasks if only(name)]
-    for number, member in enumerate(members):
-        metric = next(iter(dense.tasks[member].values))
-        a, b = (np.asarray(r.tasks[member].values[metric]) for r in (own, dense))
-        drawn = resample(len(a), seed=number)
-        total += np.concatenate([[a.mean()], a[drawn].mean(1)]) / len(members)
-        base += np.concatenate([[b.mean()], b[drawn].mean(1)]) / len(members)
-    return 1 - total / np.maximum(base, 1e-12)
-
-
-def spread(drawn: np.ndarray) -> Interval:
-    """The first entry with the 95% range of the others."""
-    low, high = np.quantile(drawn[1:], [0.025, 0.975])
-    return Interval(float(drawn[0]), float(min(low, drawn[0])), float(max(high, drawn[0])))
-
-
-def place_of(found: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any] | None) -> int:
-    """Where a point is in the stored list."""
-    return next(i for i, each in enumerate(found) if each["point"] == wanted)
-
-
-def task_name(point: Mapping[str, Any] | None) -> str:
-    """A point of the tasks in words."""
-    if point is None:
-        return "dense"
-    if point["on"] == "weights":
-        return f"weights {point['pattern']}, {WORDS[point['score']]}"
-    extra = named(point)
-    return f"activations {point['pattern']}" + ("" if extra == "nothing" else f", {extra}")
-
-
-def task_rows(data: Mapping[str, Any], group: str) -> list[list[Any]]:
-    """Model, what is pruned; mean of the ranked tasks (%), relative drop (%), LAMBADA and TriviaQA (%) with their difference to
-    the dense model in points, where the model was made to write."""
-    rows = []
-    for model, points_of in data.items():
-        dense = {task: BenchmarkResult.from_dict(r) for task, r in points_of[0]["written"].items()}
-        for place, found in enumerate(points_of):
-            mean = BenchmarkResult.from_dict(found["ranked"][group]).score(group).mean
-            lost = spread(100 * relative_drop(points_of, place, group))
-            row = [short(model), task_name(found["point"]), Number(100 * mean, ".1f")]
-            row.append(None if place == 0 else cell(lost, ".1f", atol=0.3))
-            for task in ("lambada_openai", "triviaqa"):
-                if task not in found.get("written", ()):
-                    row += [None, None]
-                    continue
-                own = BenchmarkResult.from_dict(found["written"][task])
-                gap = None if place == 0 else points(own, dense[task], task)
-                row += [Number(100 * own.score(task).mean, ".1f"), gap]
-            rows.append(row)
-    return rows
 
 
 def energy_rows(data: Mapping[str, Any], laws: Mapping[str, Mapping[str, float]]) -> list[list[Any]]:

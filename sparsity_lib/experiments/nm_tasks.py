@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsity_lib.evaluate.benchmarks import BenchmarkResult, run_benchmarks
 from sparsity_lib.experiments import common
-from sparsity_lib.experiments.nm_common import DTYPE, PATTERNS, UNSTRUCTURED, Bench, point
+from sparsity_lib.experiments.nm_common import DTYPE, PATTERNS, REPAIRS, UNSTRUCTURED, Bench, learned, point
 from sparsity_lib.experiments.scap_grid import TEXT
 
 RANKED = "scap7"
@@ -19,9 +19,13 @@ LIMIT = 100
 #: Points at which the model writes too.
 WRITING = (None, *(point(pattern) for pattern in ("2:4", "8:16", UNSTRUCTURED)),
            *(point(pattern, on="weights", score="wanda") for pattern in ("2:4", "8:16", UNSTRUCTURED)))
+#: What may be added to plain |x| at 8:16: another score, one repair, and the pair that the study favours.
+ADDED = (*({"score": score} for score in ("clact", "amber", "wina", "gradient")),
+         *({"transform": shift} for shift in ("spts", "dpts", "lpts")),
+         *({"repair": [repair]} for repair in ("var", "ls", "low_rank")),
+         {"transform": "dpts", "repair": ["var"]})
 POINTS: tuple[dict[str, Any] | None, ...] = (
-    None, *(point(pattern) for pattern in (*PATTERNS, UNSTRUCTURED)), point("8:16", repair=["var"]),
-    point("8:16", transform="dpts", repair=["var"]),
+    None, *(point(pattern) for pattern in (*PATTERNS, UNSTRUCTURED)), *(point("8:16", **options) for options in ADDED),
     *(point(pattern, on="weights", score="wanda") for pattern in ("2:4", "8:16", UNSTRUCTURED)),
     *(point(pattern, on="weights", score="magnitude") for pattern in ("2:4", "8:16", UNSTRUCTURED)),
 )
@@ -43,7 +47,7 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
             data[name].append({"point": each, **found})
             print(f"{name} {each} done", flush=True)
     return data, {"points": POINTS, "ranked": RANKED, "limit": LIMIT, "written": WRITTEN, "enough": ENOUGH, "hard": HARD,
-                  "least": LEAST, "dtype": DTYPE, "calibration": common.CALIBRATION}, [0]
+                  "least": LEAST, "dtype": DTYPE, "calibration": common.CALIBRATION, "repairs": REPAIRS}, [0]
 
 
 def score(result: dict[str, Any], task: str) -> float:
@@ -53,7 +57,8 @@ def score(result: dict[str, Any], task: str) -> float:
 
 def _item(checkpoint, loaded: list[Bench], name: str, each: dict | None, tasks: dict[str, tuple[int, int]],
           **options: int) -> dict[str, Any]:
-    params = {"model": name, "point": each, "tasks": tasks, "dtype": DTYPE, "calibration": common.CALIBRATION, **options}
+    params = {"model": name, "point": each, "tasks": tasks, "dtype": DTYPE, "calibration": common.CALIBRATION, **options,
+              **({"repairs": REPAIRS} if each is not None and learned(each) else {})}
     return checkpoint.item(params, partial(_score, loaded, params))
 
 

@@ -12,7 +12,8 @@ from sparsity_lib.evaluate.bootstrap import ratio_interval
 from sparsity_lib.evaluate.quality import difference
 from sparsity_lib.experiments.claws_report import points, short
 from sparsity_lib.experiments.nm_common import UNSTRUCTURED
-from sparsity_lib.experiments.nm_report import drops, named, one, place_of, quality, relative_drop, spread
+from sparsity_lib.experiments.nm_report import drops, named, one, quality
+from sparsity_lib.experiments.nm_task_report import HARD, HELPED, change, place_of, relative_drop, spread
 from sparsity_lib.verdicts import Verdict, effect, kept, not_testable
 
 
@@ -82,14 +83,23 @@ def verdict_repair(data: Mapping[str, Any], model: str, pattern: str = "8:16", *
 
 def verdict_spread(data: Mapping[str, Any], model: str, group: str, pattern: str = "8:16") -> Verdict:
     """N5: whether two tasks carry the drop."""
-    kept_tasks = ("arc_challenge", "hellaswag")
     place = place_of(data[model], {"on": "activations", "pattern": pattern})
-    lost = {inside: relative_drop(data[model], place, group, only=lambda task, inside=inside: (task in kept_tasks) == inside)
+    lost = {inside: relative_drop(data[model], place, group, only=lambda task, inside=inside: (task in HARD) == inside)
             for inside in (True, False)}
     found = spread(100 * (lost[True] - lost[False]))
     return effect(
         f"N5, {short(model)}", "what is lost is lost on ARC-Challenge and HellaSwag",
         f"relative drop at {pattern} on these two minus that on the other five tasks, in percent; one was set here",
+        number=found.value, low=found.low, high=found.high, published=1.0)
+
+
+def verdict_var(data: Mapping[str, Any], model: str, group: str, pattern: str = "8:16") -> Verdict:
+    """N5: what VAR brings where the study saw it help."""
+    plain, own = (place_of(data[model], {"on": "activations", "pattern": pattern, **more}) for more in ({}, {"repair": ["var"]}))
+    found = change(data[model], own, plain, group, *HELPED)
+    return effect(
+        f"N5, VAR, {short(model)}", "VAR helps WinoGrande and BoolQ",
+        f"what VAR adds to these two at {pattern}, in percent of the dense scores; one was set here",
         number=found.value, low=found.low, high=found.high, published=1.0)
 
 
