@@ -124,13 +124,17 @@ class Reading:
 
 def meet(model: nn.Module, registry: Registry, ids: Tensor, ratio: float) -> None:
     """Impose thresholds under which the model as a whole, its layers fed by sparse layers, has `ratio` within 3%."""
-    asked = ratio
-    for _ in range(8):
-        impose(model, registry, ids, asked)
+    impose(model, registry, ids, ratio)
+    if ratio == 1:
+        return
+    asked, below, above = ratio, 1.0, None
+    for _ in range(12):
         found = measure(model, ids).ratio()
-        if ratio == 1 or abs(found / ratio - 1) < 0.03:
+        if abs(found / ratio - 1) < 0.03:
             return
-        asked *= ratio / found
+        below, above = (asked, above) if found < ratio else (below, asked)
+        asked = 1.5 * asked if above is None else (below * above) ** 0.5
+        impose(model, registry, ids, asked)
     raise SparsityError(f"Imposed thresholds reach {found:.2f} where {ratio:g} was asked for. Fix: more calibration text.")
 
 
