@@ -1,5 +1,6 @@
 """Shifts and repairs of N:M pruning against slow references; training them; plans and checkpoints that hold them."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -409,3 +410,39 @@ def test_training_needs_a_dense_model_and_enough_text(model):
         train_repairs(model, plan, ids=IDS)
     with installed(model, plan), pytest.raises(SparsityError, match="from the dense model"):
         train_repairs(model, plan, ids=IDS, recipe=SHORT)
+
+
+def first_block(model, plan=None):
+    """What the first block puts out for IDS, dense or under a plan."""
+    seen = []
+    handle = model.model.layers[0].register_forward_hook(lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    with torch.no_grad(), installed(model, plan) if plan is not None else contextlib.nullcontext():
+        model(input_ids=IDS)
+    handle.remove()
+    return seen[0]
+
+
+def test_error_by_channel_is_in_units_of_the_dense_blocks_channels(model):
+    plan = fit(recipes.nm(4, 16, repair="ls"), model, ids=IDS)
+    short = RepairRecipe(sequences=6, epochs=4, learning_rate=1e-9)       # too little to move anything
+    found = {error: train_repairs(model, plan, ids=IDS, recipe=dataclasses.replace(short, error=error))
+             for error in ("mean square", "by channel")}
+    dense, sparse = (first_block(model, p).double() for p in (None, plan))
+    size = dense.flatten(0, 1).square().mean(0).sqrt()
+    assert found["mean square"].before[0] == pytest.approx(float((sparse - dense).square().mean()), rel=1e-3)
+    assert found["by channel"].before[0] == pytest.approx(float(((sparse - dense) / size).square().mean()), rel=1e-3)
+    with pytest.raises(SparsityError, match="error = 'median'"):
+        RepairRecipe(error="median")
+
+
+def test_by_channel_learns_the_small_channels_too():
+    model = tiny("llama")
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.mlp.down_proj.weight[0] *= 100                          # one channel drowns the others
+    plan = fit(recipes.nm(4, 16, repair="ls"), model, ids=IDS)
+    left = {}
+    for error in ("mean square", "by channel"):
+        trained = train_repairs(model, plan, ids=IDS, recipe=dataclasses.replace(SHORT, error=error)).plan
+        left[error] = float((first_block(model, trained) - first_block(model))[..., 1:].square().mean())
+    assert left["by channel"] < 0.9 * left["mean square"]

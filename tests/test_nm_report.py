@@ -7,10 +7,20 @@ from core_tiny import tiny
 
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.evaluate.benchmarks import BenchmarkResult, TaskResult
-from sparsity_lib.experiments import nm_common, nm_cost_report, nm_energy, nm_quality, nm_report, nm_task_report, nm_verdicts
+from sparsity_lib.experiments import (
+    nm_common,
+    nm_cost_report,
+    nm_energy,
+    nm_quality,
+    nm_report,
+    nm_task_report,
+    nm_training,
+    nm_verdicts,
+)
 from sparsity_lib.experiments.nm_common import point
 from sparsity_lib.parts.nm import NofM
 from sparsity_lib.parts.select import TopK
+from sparsity_lib.train.repairs import RepairRecipe
 
 SEQUENCES = 6
 KL = {"2:4": 0.54, "4:8": 0.4, "8:16": 0.27, "16:32": 0.2, "50%": 0.18, "30%": 0.9}
@@ -152,6 +162,23 @@ def test_what_is_added_is_set_against_the_plain_pattern():
     assert [row[1] for row in nm_task_report.task_rows({MODEL: found}, "scap7")] == ["dense", "activations 8:16"]
     verdict = nm_verdicts.verdict_var({MODEL: found}, MODEL, "scap7")
     assert verdict.number == pytest.approx(30) and verdict.outcome == "reproduced"
+
+
+def test_ways_of_training_are_set_against_no_repair():
+    usual = nm_report.one(DATA, MODEL, "8:16", repair=["ls"])
+    groups = {name: [{**p, "before": [4.0], "after": [1.0]} if p == usual else p for p in each]
+              for name, each in DATA[MODEL]["groups"].items()}
+    other = {"quality": quality(0.54), "before": [1.0, 2.0, 2.0], "after": [1.0, 1.0, 3.0]}
+    rows = nm_report.training_rows({MODEL: {"groups": groups}}, {MODEL: {"at another rate": other}}, "8:16")
+    assert [row[1] for row in rows] == ["as in the tables above", "at another rate"]
+    assert [row[2].value for row in rows] == [25, 100]
+    assert [row[4].value for row in rows] == pytest.approx([0, 0.27 * 1.05])
+
+
+def test_every_way_of_training_is_a_recipe():
+    for changes in nm_training.WAYS.values():
+        RepairRecipe(**{**nm_common.REPAIRS, **changes})
+    assert nm_common.learned(nm_training.POINT)
 
 
 def test_energy_kept_by_a_pattern():

@@ -99,6 +99,20 @@ def repair_rows(data: Mapping[str, Any], pattern: str) -> list[list[Any]]:
     return rows
 
 
+def training_rows(data: Mapping[str, Any], trained: Mapping[str, Any], pattern: str) -> list[list[Any]]:
+    """Model, how LS was trained; a block's error after training over that before, median over blocks (%), KL, and KL less that
+    of no repair (paired). The first row of a model is the way of all other tables."""
+    rows = []
+    for model in data:
+        base, usual = quality(one(data, model, pattern)), one(data, model, pattern, repair=["ls"])
+        for way, found in {"as in the tables above": usual, **trained[model]}.items():
+            left = float(np.median(np.divide(found["after"], found["before"])))
+            own = quality(found)
+            rows.append([short(model), way, Number(100 * left, ".0f"), cell(own.divergence(), ".3f"),
+                         cell(difference(own, base), "+z.3f", atol=0.003)])
+    return rows
+
+
 def weight_rows(data: Mapping[str, Any]) -> list[list[Any]]:
     """Model, pattern; KL of activations by |x|, of weights by Wanda and by magnitude; Wanda's over the activations' (paired)."""
     rows = []

@@ -31,6 +31,8 @@ from sparsity_lib.train.trainer import train
 
 #: What reaches a block while its repairs are trained.
 INPUTS = ("dense", "sparse")
+#: What is minimised: the mean square error, or that of outputs each in units of its channel's own size in the dense model.
+ERRORS = ("mean square", "by channel")
 #: Batches on which a block's error is read before and after.
 CHECKED = 8
 
@@ -54,6 +56,9 @@ class RepairRecipe:
     inputs
         "dense": a block gets what reaches it in the dense model. "sparse": what the blocks before it, pruned and repaired,
         make of the text; its output is still drawn to that of the dense model, so that it also learns to make up for them.
+    error
+        "mean square" (the paper's), which a channel a hundred times as large as the others has nearly for itself; or
+        "by channel": each channel's errors are divided by the root mean square that it has in the dense block's output.
     """
 
     sequences: int = 256
@@ -63,6 +68,7 @@ class RepairRecipe:
     learning_rate: float = 1e-4
     clip: float = 1.0
     inputs: str = "dense"
+    error: str = "mean square"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,6 +80,8 @@ class RepairRecipe:
             positive(name, getattr(self, name))
         if not isinstance(self.inputs, str) or self.inputs not in INPUTS:
             raise unknown("inputs", self.inputs, INPUTS)
+        if not isinstance(self.error, str) or self.error not in ERRORS:
+            raise unknown("error", self.error, ERRORS)
         if self.sequences % self.batch:
             raise refuse("batch", self.batch, f"a divisor of the {self.sequences} sequences")
 
@@ -83,7 +91,7 @@ class RepairRecipe:
 
 @dataclass(frozen=True)
 class TrainedRepairs:
-    """What training gave. losses: mean square error of every step, by block ([] where a block has nothing to train).
+    """What training gave. losses: the recipe's error at every step, by block ([] where a block has nothing to train).
     before, after: that error on the first `CHECKED` batches at the start and at the end, by block.
     """
 
@@ -138,7 +146,7 @@ def train_repairs(
         with Blocks(model, stream, sites) as blocks:
             dense = blocks.hidden
             for layer in range(sites.layers):
-                with _Block(blocks, plan, layer, dense) as block:
+                with _Block(blocks, plan, layer, dense, recipe.error) as block:
                     done.append(block.train(recipe))
                     tensors.update(block.trained())
                     if layer + 1 < sites.layers:
@@ -154,7 +162,7 @@ def train_repairs(
 class _Block:
     """One block with its sparsifiers on, whose learned tensors are parameters."""
 
-    def __init__(self, blocks: Blocks, plan: Plan, layer: int, dense: list[Tensor]) -> None:
+    def __init__(self, blocks: Blocks, plan: Plan, layer: int, dense: list[Tensor], error: str) -> None:
         self.blocks, self.layer, self.dense = blocks, layer, dense
         self.handle = Attached()
         self.sparsifiers: dict[str, Sparsifier] = {}
@@ -170,6 +178,7 @@ class _Block:
                 self.parameters[f"{site.name}.{name}"] = parameter
             self.sparsifiers[site.name] = sparsifier
             self.handle.add(put_on(blocks.model, site, sparsifier).remove)
+        self.units = self.sizes() if error == "by channel" else 1.0
 
     def __enter__(self) -> _Block:
         return self
@@ -197,10 +206,17 @@ class _Block:
         return self._square(int(numbers[0]))
 
     def _square(self, number: int) -> Tensor:
-        """Mean square error of the block's output for one batch."""
+        """Mean square error of the block's output for one batch, in this block's units."""
         with torch.no_grad():
             target = self.target(number)
-        return (self.blocks.output(number).float() - target.float()).square().mean()
+        return ((self.blocks.output(number).float() - target.float()) / self.units).square().mean()
+
+    @torch.no_grad()
+    def sizes(self) -> Tensor:
+        """Root mean square of each channel of the dense block's output [hidden], over the first batches; 1 for dead ones."""
+        outputs = torch.cat([self.target(n).float().flatten(0, -2) for n in range(min(CHECKED, len(self.blocks.stream)))])
+        size = outputs.square().mean(0).sqrt()
+        return torch.where(size > 0, size, 1.0)
 
     def target(self, number: int) -> Tensor:
         """What the dense block makes of the dense model's hidden states."""
