@@ -11,19 +11,20 @@ from sparsity_lib.experiments.nm_common import DTYPE, PATTERNS, REPAIRS, UNSTRUC
 from sparsity_lib.experiments.scap_grid import TEXT
 
 RANKED = "scap7"
-#: Task -> documents, examples in the prompt. An answer of TriviaQA is a few words; a broken model would go on for ever.
-WRITTEN, ENOUGH = {"lambada_openai": (500, 0), "triviaqa": (200, 5)}, 32
+#: Task -> documents, examples in the prompt.
+WRITTEN, ANSWERED = {"lambada_openai": (500, 0)}, {"triviaqa": (200, 5)}
+#: An answer of TriviaQA is a few words; a broken model would go on for ever.
+ENOUGH = 32
 #: Tried on the dense model, and on the others where that gets at least `LEAST` right: what it cannot do, pruning cannot break.
 HARD, LEAST = {"gsm8k": (48, 5)}, 0.1
 LIMIT = 100
-#: Points at which the model writes too.
+#: Points at which the model writes LAMBADA's last word, and those at which it answers questions as well.
 WRITING = (None, *(point(pattern) for pattern in ("2:4", "8:16", UNSTRUCTURED)),
            *(point(pattern, on="weights", score="wanda") for pattern in ("2:4", "8:16", UNSTRUCTURED)))
+ANSWERING = (None, point("8:16"), point("8:16", on="weights", score="wanda"))
 #: What may be added to plain |x| at 8:16: another score, one repair, and the pair that the study favours.
 ADDED = (*({"score": score} for score in ("clact", "amber", "wina", "gradient")),
-         *({"transform": shift} for shift in ("spts", "dpts", "lpts")),
-         *({"repair": [repair]} for repair in ("var", "ls", "low_rank")),
-         {"transform": "dpts", "repair": ["var"]})
+         *({"repair": [repair]} for repair in ("var", "ls", "low_rank")), {"transform": "dpts", "repair": ["var"]})
 POINTS: tuple[dict[str, Any] | None, ...] = (
     None, *(point(pattern) for pattern in (*PATTERNS, UNSTRUCTURED)), *(point("8:16", **options) for options in ADDED),
     *(point(pattern, on="weights", score="wanda") for pattern in ("2:4", "8:16", UNSTRUCTURED)),
@@ -41,13 +42,13 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
             item = partial(_item, checkpoint, loaded, name, each)
             found = {"ranked": item({RANKED: (LIMIT, 0)})}
             if each in WRITING:
-                found["written"] = item(WRITTEN, max_new_tokens=ENOUGH)
+                found["written"] = item({**WRITTEN, **(ANSWERED if each in ANSWERING else {})}, max_new_tokens=ENOUGH)
             if each is None or each in WRITING and score(data[name][0]["hard"], "gsm8k") >= LEAST:
                 found["hard"] = item(HARD)
             data[name].append({"point": each, **found})
             print(f"{name} {each} done", flush=True)
-    return data, {"points": POINTS, "ranked": RANKED, "limit": LIMIT, "written": WRITTEN, "enough": ENOUGH, "hard": HARD,
-                  "least": LEAST, "dtype": DTYPE, "calibration": common.CALIBRATION, "repairs": REPAIRS}, [0]
+    return data, {"points": POINTS, "ranked": RANKED, "limit": LIMIT, "written": {**WRITTEN, **ANSWERED}, "enough": ENOUGH,
+                  "hard": HARD, "least": LEAST, "dtype": DTYPE, "calibration": common.CALIBRATION, "repairs": REPAIRS}, [0]
 
 
 def score(result: dict[str, Any], task: str) -> float:

@@ -16,7 +16,6 @@ POINT = point("8:16", repair=["ls"])
 #: Name -> changes to `REPAIRS`. The first takes as many steps as the study at its rate, on sequences half as long.
 WAYS: dict[str, dict[str, Any]] = {
     "the study's rate and steps": {"sequences": 256, "learning_rate": 1e-4},
-    "what sparse blocks put out": {"inputs": "sparse"},
     "error by channel": {"error": "by channel"},
 }
 
