@@ -422,15 +422,17 @@ def first_block(model, plan=None):
     return seen[0]
 
 
-def test_error_by_channel_is_in_units_of_the_dense_blocks_channels(model):
+def test_errors_by_channel_and_token_are_in_units_of_the_dense_block(model):
     plan = fit(recipes.nm(4, 16, repair="ls"), model, ids=IDS)
     short = RepairRecipe(sequences=6, epochs=4, learning_rate=1e-9)       # too little to move anything
     found = {error: train_repairs(model, plan, ids=IDS, recipe=dataclasses.replace(short, error=error))
-             for error in ("mean square", "by channel")}
+             for error in ("mean square", "by channel", "by token")}
     dense, sparse = (first_block(model, p).double() for p in (None, plan))
     size = dense.flatten(0, 1).square().mean(0).sqrt()
     assert found["mean square"].before[0] == pytest.approx(float((sparse - dense).square().mean()), rel=1e-3)
     assert found["by channel"].before[0] == pytest.approx(float(((sparse - dense) / size).square().mean()), rel=1e-3)
+    each = dense.square().mean(-1, keepdim=True).sqrt()
+    assert found["by token"].before[0] == pytest.approx(float(((sparse - dense) / each).square().mean()), rel=1e-3)
     with pytest.raises(SparsityError, match="error = 'median'"):
         RepairRecipe(error="median")
 

@@ -17,6 +17,7 @@ POINT = point("8:16", repair=["ls"])
 WAYS: dict[str, dict[str, Any]] = {
     "the study's rate and steps": {"sequences": 256, "learning_rate": 1e-4},
     "error by channel": {"error": "by channel"},
+    "error by token": {"error": "by token"},
 }
 
 

@@ -31,8 +31,8 @@ from sparsity_lib.train.trainer import train
 
 #: What reaches a block while its repairs are trained.
 INPUTS = ("dense", "sparse")
-#: What is minimised: the mean square error, or that of outputs each in units of its channel's own size in the dense model.
-ERRORS = ("mean square", "by channel")
+#: What is minimised: the mean square error, or that in units of what the dense block puts out in the same channel or token.
+ERRORS = ("mean square", "by channel", "by token")
 #: Batches on which a block's error is read before and after.
 CHECKED = 8
 
@@ -57,8 +57,9 @@ class RepairRecipe:
         "dense": a block gets what reaches it in the dense model. "sparse": what the blocks before it, pruned and repaired,
         make of the text; its output is still drawn to that of the dense model, so that it also learns to make up for them.
     error
-        "mean square" (the paper's), which a channel a hundred times as large as the others has nearly for itself; or
-        "by channel": each channel's errors are divided by the root mean square that it has in the dense block's output.
+        "mean square" (the paper's), which a channel or token a hundred times as large as the others has nearly for itself;
+        "by channel": each channel's errors are divided by the root mean square that it has in the dense block's output;
+        "by token": each token's errors are divided by the root mean square of what the dense block makes of it.
     """
 
     sequences: int = 256
@@ -178,6 +179,7 @@ class _Block:
                 self.parameters[f"{site.name}.{name}"] = parameter
             self.sparsifiers[site.name] = sparsifier
             self.handle.add(put_on(blocks.model, site, sparsifier).remove)
+        self.by_token = error == "by token"
         self.units = self.sizes() if error == "by channel" else 1.0
 
     def __enter__(self) -> _Block:
@@ -208,8 +210,9 @@ class _Block:
     def _square(self, number: int) -> Tensor:
         """Mean square error of the block's output for one batch, in this block's units."""
         with torch.no_grad():
-            target = self.target(number)
-        return ((self.blocks.output(number).float() - target.float()) / self.units).square().mean()
+            target = self.target(number).float()
+            units = target.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-30) if self.by_token else self.units
+        return ((self.blocks.output(number).float() - target) / units).square().mean()
 
     @torch.no_grad()
     def sizes(self) -> Tensor:
