@@ -80,15 +80,16 @@ def test_every_kernel_compiles(compiled, format, dtype, tokens):
                 assert masked, f"{name} reads weights in small pieces, or those that are masked out"
 
 
-@pytest.mark.parametrize("dtype, width, capability", [
-    (torch.bfloat16, 512, 90), (torch.float16, 40, 80), (torch.float32, 128, 80)])
-def test_training_the_granular_product_compiles(compiled, dtype, width):
+@pytest.mark.parametrize("dtype, width, capability, kernel", [
+    (torch.bfloat16, 512, 90, "rectangle"), (torch.float16, 40, 80, "rectangle"), (torch.float32, 128, 80, "rectangle"),
+    (torch.bfloat16, 512, 90, "triangle"), (torch.float32, 128, 80, "gaussian"), (torch.float16, 40, 80, "biweight")])
+def test_training_the_granular_product_compiles(compiled, dtype, width, kernel):
     x, w, each = torch.ones(64, WIDTH, dtype=dtype), torch.ones(NEURONS, WIDTH, dtype=dtype), torch.ones(WIDTH)
     limits, price = torch.ones(-(-NEURONS // width), WIDTH), torch.ones(64)
     granular.forward(x, w, limits, each, width)
     for straight_through in (True, False):
         granular.backward(x, w, limits, each, each, torch.ones(64, NEURONS, dtype=dtype), price, width, straight_through,
-                          (True, straight_through, straight_through))
+                          kernel, (True, straight_through, straight_through))
     kernels = {"product_kernel": 1, "cost_kernel": 1, "grad_x_kernel": 2, "grad_w_kernel": 1, "grad_theta_kernel": 1}
     assert {name: len(each) for name, each in compiled.items()} == kernels
     for name, each_ptx in compiled.items():

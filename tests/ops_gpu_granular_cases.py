@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sparsity_lib.cwic import granular, reference
+from sparsity_lib.cwic.kernel_functions import KERNELS
 
 DEVICE = os.environ.get("SPARSITY_TEST_DEVICE", "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,15 +32,16 @@ def case(tokens, inputs, outputs, width, dtype, masks="some"):
     return {name: each.to(DEVICE) for name, each in made.items()}
 
 
-def both_ways(made, width, straight_through, learning=NAMES):
+def both_ways(made, width, straight_through, learning=NAMES, kernel="rectangle"):
     """y, cost and gradients by the kernels, and by plain PyTorch with the same dtypes."""
     g = torch.Generator().manual_seed(1)
     outputs, tokens = len(made["weight"]), len(made["x"])
     grad_y, price = torch.randn(tokens, outputs, generator=g).to(DEVICE), torch.randn(tokens, generator=g).to(DEVICE)
     found = []
-    for kernels in (True, False):
+    for triton in (True, False):
         own = {name: each.clone().requires_grad_(name in learning) for name, each in made.items()}
-        y, cost = granular.granular_matmul(*own.values(), width=width, straight_through=straight_through, kernels=kernels)
+        y, cost = granular.granular_matmul(
+            *own.values(), width=width, straight_through=straight_through, kernel=kernel, triton=triton)
         ((y.float() * grad_y).sum() + (cost * price).sum()).backward()
         found.append([y, cost, *(own[name].grad for name in learning)])
     return found
@@ -69,7 +71,17 @@ def test_numbers_and_gradients_are_plain_pytorchs(dtype):
         near(found, expected, dtype)
 
 
-def test_gradients_are_those_of_autograd():
+@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel != "rectangle"])
+def test_every_kernel_function_is_plain_pytorchs(kernel):
+    for i, (shape, dtype) in enumerate(zip(SHAPES[2:], (*DTYPES, torch.float32), strict=True)):
+        made = case(*shape, dtype)
+        made["scale"][0] = made["eps"][0] = 0.0  # its values lie anywhere, one of them on the threshold
+        made["x"][0, 0] = made["mean"][0]
+        near(*both_ways(made, shape[-1], bool(i % 2), kernel=kernel), dtype)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradients_are_those_of_autograd(kernel):
     """The slow form of the equations, which shares no line with either."""
     made = case(12, 20, 36, 9, torch.float32)
     g = torch.Generator().manual_seed(1)
@@ -77,7 +89,7 @@ def test_gradients_are_those_of_autograd():
     found = []
     for matmul in (granular.granular_matmul, reference.granular_matmul):
         own = {name: each.clone().requires_grad_(name in NAMES) for name, each in made.items()}
-        y, cost = matmul(*own.values(), width=9)
+        y, cost = matmul(*own.values(), width=9, kernel=kernel)
         ((y * grad_y).sum() + (cost * price).sum()).backward()
         found.append([y, cost, *(own[name].grad for name in NAMES)])
     assert found[0][4].ne(0).float().mean() > 0.5

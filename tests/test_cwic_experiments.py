@@ -107,6 +107,14 @@ def test_every_run_of_the_experiments_is_allowed_and_distinct():
             assert set(params["config"]) <= {f.name for f in dataclasses.fields(CWICConfig)}
 
 
+def test_a_kernel_functions_run_is_the_unchanged_one_but_for_the_kernel():
+    runs = cwic_ablations.runs()
+    assert "kernel" not in runs["active 0"]["config"]  # or items of before would be made again
+    for kernel in ("triangle", "gaussian"):
+        plain = {**runs["active 0"], "config": {**runs["active 0"]["config"], "kernel": kernel}}
+        assert runs[f"{kernel} kernel 0"] == plain
+
+
 def test_models_with_their_own_heads_are_compared():
     dense, other, ids = tiny("llama"), tiny("llama", seed=1), tokens(3, 9)
     found = evaluate_other(dense, other, ids, batch_size=2)

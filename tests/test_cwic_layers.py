@@ -1,11 +1,15 @@
 """The granular layers: their statistics, their options, and what they refuse."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
 from sparsity_lib import SparsityError
 from sparsity_lib.cwic import CWICConfig
+from sparsity_lib.cwic.granular import granular_matmul, threshold_mask
+from sparsity_lib.cwic.kernel_functions import KERNELS
 from sparsity_lib.cwic.layers import CWICActivation, CWICLinear, Ledger
 from sparsity_lib.cwic.statistics import Thresholds
 
@@ -78,6 +82,33 @@ def test_normalisation_and_straight_through_can_be_turned_off():
     assert not x.grad.any()
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_both_layers_learn_by_the_configured_kernel(kernel):
+    config, g = CWICConfig(stripe=2, bandwidth=1.0, kernel=kernel), torch.Generator().manual_seed(0)
+    layer, x = linear(config), torch.randn(40, 6, generator=g)
+    act = CWICActivation(nn.Identity(), "a", 6, 10, config, Ledger())
+    for each in (layer, act):
+        each.sparsity.theta.data.fill_(0.5)
+        each.train()(x).square().sum().backward()
+    theta = torch.full((4, 6), 0.5, requires_grad=True)
+    y, _ = granular_matmul(x, layer.weight, theta, *layer.sparsity.rule(), width=2, kernel=kernel)
+    (y + layer.bias).square().sum().backward()
+    assert theta.grad.any() and torch.equal(layer.sparsity.theta.grad, theta.grad)
+    theta = torch.full((6,), 0.5, requires_grad=True)
+    threshold_mask(x, theta, *act.sparsity.rule()[1:], weights_each=10, kernel=kernel)[0].square().sum().backward()
+    assert theta.grad.any() and torch.equal(act.sparsity.theta.grad[0], theta.grad)
+
+
+def test_a_configuration_without_a_kernel_is_the_rectangle_and_says_no_more_than_it_did():
+    assert CWICConfig.from_json({"stripe": 2, "bandwidth": 0.1}).kernel == "rectangle"
+    assert "kernel" not in CWICConfig().to_json()  # a training that began without the choice goes on
+    assert CWICConfig.from_json({"kernel": "rectangle"}) == CWICConfig()
+    for kernel in KERNELS:
+        assert CWICConfig.from_json(json.loads(json.dumps(CWICConfig(kernel=kernel).to_json()))).kernel == kernel
+    with pytest.raises(SparsityError, match="kernel = 'box' is unknown"):
+        CWICConfig.from_json({"kernel": "box"})
+
+
 def test_the_activation_masks_neurons_by_size_and_centres_nothing():
     act = CWICActivation(nn.SiLU(), "a", 6, 10, CWICConfig(), Ledger()).train()
     z = torch.randn(2, 20, 6)
@@ -102,7 +133,8 @@ def test_thresholds_stay_float32_and_above_zero():
 @pytest.mark.parametrize(("bad", "said"), [
     ({"stripe": 0}, "stripe"), ({"stripe": {"query": 2}}, "'query' is unknown"), ({"stripe": {"q": 1.5}}, "stripe of q"),
     ({"bandwidth": 0}, "bandwidth"), ({"momentum": 1.0}, "momentum"), ({"normalise": 1}, "normalise"),
-    ({"statistics": "median"}, "statistics"),
+    ({"statistics": "median"}, "statistics"), ({"kernel": "gauss"}, "kernel = 'gauss' is unknown.*did you mean 'gaussian'"),
+    ({"kernel": None}, "kernel = None is unknown: expected one of biweight, gaussian, rectangle, triangle"),
 ])
 def test_bad_configurations_are_refused_by_name(bad, said):
     with pytest.raises(SparsityError, match=said):

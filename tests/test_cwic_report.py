@@ -58,6 +58,7 @@ def ablations():
     found["no stripes"] = {str(s): run(0.13) for s in range(3)}
     found["flops, no warm-up"] = {"0": run(0.5, stopped=12), "1": run(0.5)}
     found["flops, no head limit"] = {str(s): run(0.5) for s in range(2)}
+    found["triangle kernel"], found["gaussian kernel"] = {"0": run(0.12)}, {"0": run(0.13)}
     found["eta sqrt(n) = 1"] = {"0": run(0.3, last=2.5)}
     return found
 
@@ -107,11 +108,16 @@ def test_verdicts_follow_from_the_numbers(small, ablations):
     outcomes = {
         "A1, small-llama, CWIC, active parameters": REPRODUCED, "A1, SmolLM2, thresholds and LoRA, to 3x": NOT_TESTABLE,
         "A2, 3x imposed": DIRECTION, "A3, 3x": REPRODUCED, "A3, 6x": NOT_REPRODUCED, "A4, small-llama": REPRODUCED,
-        "A5": REPRODUCED, "A6": NOT_REPRODUCED, "A13, 0.05": REPRODUCED, "A13, 0.5": NOT_REPRODUCED, "A14": NOT_REPRODUCED,
-        "A15": NOT_REPRODUCED,
+        "A5": REPRODUCED, "A6": NOT_REPRODUCED, "A13, 0.05": REPRODUCED, "A13, 0.5": NOT_REPRODUCED,
+        "A13, momentum 0.9": REPRODUCED,
+        "A13, triangle kernel": REPRODUCED, "A13, gaussian kernel": NOT_REPRODUCED, "A14": NOT_REPRODUCED, "A15": NOT_REPRODUCED,
         "A16": REPRODUCED, "A17": REPRODUCED, "F1": REPRODUCED, "F3, warm-up": NOT_TESTABLE, "F3, head limit": REPRODUCED,
         "F2": NOT_TESTABLE}
     assert {claim: found[claim].outcome for claim in outcomes} == outcomes
+    assert [found[f"A13, {k} kernel"].number for k in ("triangle", "gaussian")] == pytest.approx([-20, -30])
+    early = {**ablations, "triangle kernel": {"0": run(0.1, last=2.5)}}
+    again = {v.claim: v for v in rules.all_verdicts(small, early, smol, bench)}
+    assert again["A13, triangle kernel"].outcome == NOT_TESTABLE
     assert report.decoding_rows(bench["decoding"])[0][2].value == 1.5
 
 

@@ -41,7 +41,7 @@ def measure(outputs: int, inputs: int, width: int, tokens: int, rounds: int, dty
     """Seconds of a step and the most memory that it takes beside its arguments, of each product, all in turn."""
     made = inputs_of(outputs, inputs, width, tokens, "cuda", getattr(torch, dtype))
     grad_y = torch.randn(tokens, outputs, device="cuda").to(made["x"].dtype)
-    chosen = {**products(width, plain=False), "by stripe": partial(granular.granular_matmul, width=width, kernels=False)}
+    chosen = {**products(width, plain=False), "by stripe": partial(granular.granular_matmul, width=width, triton=False)}
     times: dict[str, list[float]] = {name: [] for name in chosen}
     memory: dict[str, int] = {}
     for turn in track(range(-3, rounds), desc=f"{dtype} {outputs} x {inputs} by {width}", unit="round"):

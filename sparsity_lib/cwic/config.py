@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsity_lib.checks import count, fraction, positive
+from sparsity_lib.cwic.kernel_functions import RECTANGLE, check_kernel
 from sparsity_lib.errors import SparsityError, refuse, unknown
 
 #: Roles of matrices that a stripe width can be given for.
@@ -30,7 +31,9 @@ class CWICConfig:
     uneven
         Let the last stripe be narrower where the width does not divide the outputs; else that is refused.
     bandwidth
-        alpha: the pseudo-derivative is alpha standard deviations wide.
+        alpha: the pseudo-derivative's width eps is alpha standard deviations of the input.
+    kernel
+        K of the pseudo-derivative (1 / eps) K(z / eps), one of `kernel_functions.KERNELS`.
     momentum
         beta of the running statistics.
     normalise
@@ -46,6 +49,7 @@ class CWICConfig:
     stripe: int | None | Mapping[str, int] = None
     uneven: bool = False
     bandwidth: float = 0.1
+    kernel: str = RECTANGLE
     momentum: float = 0.99
     normalise: bool = True
     straight_through: bool = True
@@ -62,6 +66,7 @@ class CWICConfig:
         elif self.stripe is not None:
             count("stripe", self.stripe)
         positive("bandwidth", self.bandwidth)
+        check_kernel(self.kernel)
         fraction("momentum", self.momentum, zero=True, one=False)
         for name in ("uneven", "normalise", "straight_through", "head"):
             if not isinstance(getattr(self, name), bool):
@@ -89,7 +94,12 @@ class CWICConfig:
         return min(found, outputs)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Plain data. A kernel is named where it is not the rectangle: what was written before there was a choice (checkpoints
+        of running trainings among it) stays equal to what is written now."""
+        found = dataclasses.asdict(self)
+        if self.kernel == RECTANGLE:
+            del found["kernel"]
+        return found
 
     @staticmethod
     def from_json(data: object) -> CWICConfig:

@@ -5,7 +5,9 @@
 for stripes r of the outputs (equations of sections 3.1, 3.2 and 3.4). The step H has derivative zero almost everywhere;
 in its place stands a rectangle of width eps_i around the threshold,
 
-    dH(z)/dz := (1 / eps) K(z / eps),    K(z) = H(z + 1/2) - H(z - 1/2).
+    dH(z)/dz := (1 / eps) K(z / eps),    K(z) = H(z + 1/2) - H(z - 1/2),
+
+or another kernel function of the same standard deviation (`kernel_functions`).
 
 Both papers print K with the two signs exchanged, which would make it negative and raise each threshold where it should
 fall; the rectangle (and JumpReLU's, which they cite) is the negation of what is printed. A hard sigmoid in the backward
@@ -13,8 +15,8 @@ pass, as in released code, is the same thing: its derivative is a rectangle, at 
 
 What gradients do (section 3.3):
 
-    x       from y: W^T as if nothing were masked; nothing through |x|. From the cost: through |x|, by the rectangle.
-    theta   from y and from the cost, by the rectangle.
+    x       from y: W^T as if nothing were masked; nothing through |x|. From the cost: through |x|, by the kernel.
+    theta   from y and from the cost, by the kernel.
     W       from y, of the masked product as it was computed.
     m, s, eps   none.
 
@@ -30,11 +32,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from sparsity_lib.cwic.kernel_functions import RECTANGLE, TINY, check_kernel, near
 from sparsity_lib.errors import refuse
 from sparsity_lib.ops import gpu
-
-#: Keeps the rectangle's height finite for channels that never vary (theirs is then never hit).
-TINY = 1e-30
 
 
 def stripes(outputs: int, width: int) -> Iterator[slice]:
@@ -45,7 +45,7 @@ def stripes(outputs: int, width: int) -> Iterator[slice]:
 
 def granular_matmul(
     x: Tensor, weight: Tensor, theta: Tensor, mean: Tensor, scale: Tensor, eps: Tensor, *, width: int,
-    straight_through: bool = True, kernels: bool = True,
+    straight_through: bool = True, kernel: str = RECTANGLE, triton: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The product, and what it costs.
 
@@ -58,12 +58,14 @@ def granular_matmul(
     theta
         Thresholds [stripes, in], at least 0.
     mean, scale, eps
-        m, s and the rectangle's width, float32 [in]; they receive no gradients.
+        m, s and the kernel's width, float32 [in]; they receive no gradients.
     width
         Outputs a stripe; the last takes what is left.
     straight_through
         False: x gets the gradients of the masked product (still none through |x|).
-    kernels
+    kernel
+        K, one of `kernel_functions.KERNELS`.
+    triton
         False: plain PyTorch on a GPU too.
 
     Returns
@@ -74,7 +76,7 @@ def granular_matmul(
     Raises
     ------
     SparsityError
-        If shapes do not fit together.
+        If shapes do not fit together, or the kernel is unknown.
     """
     inputs = weight.shape[1]
     expected = {
@@ -85,11 +87,12 @@ def granular_matmul(
         if tuple(tensor.shape) != shape:
             of = f"a weight {tuple(weight.shape)} in stripes of {width}"
             raise refuse(f"shape of {name}", tuple(tensor.shape), f"{shape} for {of}")
-    return _GranularMatmul.apply(x, weight, theta, mean, scale, eps, width, straight_through, kernels)
+    return _GranularMatmul.apply(x, weight, theta, mean, scale, eps, width, straight_through, check_kernel(kernel), triton)
 
 
 def threshold_mask(
-    g: Tensor, theta: Tensor, scale: Tensor, eps: Tensor, *, weights_each: float, straight_through: bool = True
+    g: Tensor, theta: Tensor, scale: Tensor, eps: Tensor, *, weights_each: float, straight_through: bool = True,
+    kernel: str = RECTANGLE,
 ) -> tuple[Tensor, Tensor]:
     """M * g with M = H(|g| - theta s), the mask over the neurons of a gated FFN (section 3.7), and what it costs.
 
@@ -101,7 +104,7 @@ def threshold_mask(
     for name, tensor in (("theta", theta), ("scale", scale), ("eps", eps)):
         if tuple(tensor.shape) != (g.shape[-1],):
             raise refuse(f"shape of {name}", tuple(tensor.shape), f"({g.shape[-1]},), one a neuron")
-    return _ThresholdMask.apply(g, theta, scale, eps, float(weights_each), straight_through)
+    return _ThresholdMask.apply(g, theta, scale, eps, float(weights_each), straight_through, check_kernel(kernel))
 
 
 def masks(x: Tensor, theta: Tensor, mean: Tensor, scale: Tensor) -> Iterator[Tensor]:
@@ -118,10 +121,11 @@ def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 class _GranularMatmul(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, theta, mean, scale, eps, width, straight_through, kernels):
+    def forward(ctx, x, weight, theta, mean, scale, eps, width, straight_through, kernel, triton):
         ctx.save_for_backward(x, weight, theta, mean, scale, eps)
-        ctx.width, ctx.straight_through, ctx.dtype = width, straight_through, _product_dtype(x, weight)
-        ctx.triton = _triton(x, ctx.dtype) if kernels else None
+        ctx.width, ctx.straight_through, ctx.kernel = width, straight_through, kernel
+        ctx.dtype = _product_dtype(x, weight)
+        ctx.triton = _triton(x, ctx.dtype) if triton else None
         with torch.autocast(x.device.type, enabled=False):  # it would round the mean's product as well
             if ctx.triton is not None:
                 return ctx.triton.forward(x, weight.to(ctx.dtype), theta.float() * scale, mean, width)
@@ -137,7 +141,7 @@ class _GranularMatmul(torch.autograd.Function):
         if ctx.triton is not None:
             grad_x, grad_w, grad_theta = ctx.triton.backward(
                 x, w, theta.float() * scale, mean, eps, grad_y, grad_cost.float(), ctx.width, ctx.straight_through,
-                (wants_x, wants_weight, wants_theta))
+                ctx.kernel, (wants_x, wants_weight, wants_theta))
             if wants_theta:
                 grad_theta = -grad_theta * (scale / eps.clamp_min(TINY))
             return _as_given(grad_x, grad_w, grad_theta, x, weight, theta)
@@ -158,11 +162,11 @@ class _GranularMatmul(torch.autograd.Function):
             if wants_weight:
                 torch.mm(below.T, buffer.mul_(shifted).add_(mean).to(ctx.dtype), out=grad_w[part])
             if wants_x or wants_theta:
-                near = _near(size, threshold, eps, buffer, spare)
+                hit = near(ctx.kernel, size, threshold, eps, buffer, spare)
             if wants_x:
-                hits.add_(near, alpha=outputs)
+                hits.add_(hit, alpha=outputs)
             if wants_theta:
-                each = back.mul_(shifted).add_(priced, alpha=outputs).mul_(near)
+                each = back.mul_(shifted).add_(priced, alpha=outputs).mul_(hit)
                 grad_theta[number] = -each.sum(0) * (scale / eps.clamp_min(TINY))
         if wants_x:
             grad_x += hits.mul_(shifted.sign_()).mul_(priced).div_(eps.clamp_min(TINY))
@@ -172,7 +176,7 @@ class _GranularMatmul(torch.autograd.Function):
 def _as_given(grad_x, grad_w, grad_theta, x, weight, theta) -> tuple[Tensor | None, ...]:
     """Gradients in their tensors' dtypes, and none for all that follows."""
     grads = zip((grad_x, grad_w, grad_theta), (x, weight, theta), strict=True)
-    return *(grad if grad is None else grad.to(of.dtype) for grad, of in grads), *[None] * 6
+    return *(grad if grad is None else grad.to(of.dtype) for grad, of in grads), *[None] * 7
 
 
 def _triton(x: Tensor, dtype: torch.dtype) -> ModuleType | None:
@@ -199,9 +203,9 @@ def _masked_product(x, w, theta, mean, scale, width) -> tuple[Tensor, Tensor]:
 
 class _ThresholdMask(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, g, theta, scale, eps, weights_each, straight_through):
+    def forward(ctx, g, theta, scale, eps, weights_each, straight_through, kernel):
         ctx.save_for_backward(g, theta, scale, eps)
-        ctx.weights_each, ctx.straight_through = weights_each, straight_through
+        ctx.weights_each, ctx.straight_through, ctx.kernel = weights_each, straight_through, kernel
         keep = g.float().abs() >= theta.float() * scale
         return torch.where(keep, g, 0), keep.float().sum(-1) * weights_each
 
@@ -212,15 +216,9 @@ class _ThresholdMask(torch.autograd.Function):
             raise refuse("scale or eps", "tensors that require gradients", "constants: they get none", "detach them")
         wide, threshold = g.float(), theta.float() * scale
         size = wide.abs()
-        near = _near(size, threshold, eps, torch.empty_like(size), torch.empty_like(size))
+        hit = near(ctx.kernel, size, threshold, eps, torch.empty_like(size), torch.empty_like(size))
         back, priced = grad_masked.float(), grad_cost.float()[:, None] * ctx.weights_each
-        grad_theta = -((back * wide + priced) * near).sum(0) * (scale / eps.clamp_min(TINY))
+        grad_theta = -((back * wide + priced) * hit).sum(0) * (scale / eps.clamp_min(TINY))
         straight = back if ctx.straight_through else back * (size >= threshold)
-        grad_g = straight + priced * near * wide.sign() / eps.clamp_min(TINY)
-        return grad_g.to(g.dtype), grad_theta.to(theta.dtype), None, None, None, None
-
-
-def _near(size: Tensor, threshold: Tensor, eps: Tensor, out: Tensor, spare: Tensor) -> Tensor:
-    """K((size - threshold) / eps): 1 from half a width below the threshold up to half a width above it, else 0."""
-    torch.ge(size, threshold - eps / 2, out=out)
-    return out.mul_(torch.lt(size, threshold + eps / 2, out=spare))
+        grad_g = straight + priced * hit * wide.sign() / eps.clamp_min(TINY)
+        return grad_g.to(g.dtype), grad_theta.to(theta.dtype), *[None] * 5

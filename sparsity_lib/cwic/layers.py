@@ -80,7 +80,7 @@ class CWICLinear(nn.Linear):
         """y [tokens, out] and the weights read, [tokens], for x [tokens, in]; statistics stay."""
         y, cost = granular_matmul(
             x, self.weight, self.sparsity.theta, *self.sparsity.rule(), width=self.stripe,
-            straight_through=self.config.straight_through)
+            straight_through=self.config.straight_through, kernel=self.config.kernel)
         return (y if self.bias is None else y + self.bias.to(y.dtype)), cost
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,5 +134,5 @@ class CWICActivation(nn.Module):
         _, scale, eps = self.sparsity.rule()
         masked, self.ledger.costs[self.name] = threshold_mask(
             flat, self.sparsity.theta[0], scale, eps, weights_each=self.weights_each,
-            straight_through=self.config.straight_through)
+            straight_through=self.config.straight_through, kernel=self.config.kernel)
         return masked.view_as(g)

@@ -53,7 +53,7 @@ class Thresholds(nn.Module):
         self.batches += 1
 
     def rule(self) -> tuple[Tensor, Tensor, Tensor]:
-        """m, s and the rectangle's width eps = alpha sigma: x is kept where |x - m| >= theta s."""
+        """m, s and the kernel's width eps = alpha sigma: x is kept where |x - m| >= theta s."""
         mean = self.mean if self.centred else torch.zeros_like(self.mean)
         scale = self.std if self.config.normalise else torch.ones_like(self.std)
         return mean, scale, self.std * self.config.bandwidth

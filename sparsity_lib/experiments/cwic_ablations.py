@@ -34,6 +34,8 @@ ABLATIONS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "bandwidth 0.5": ("active", (0,), {"config": {"bandwidth": 0.5}}),
     "momentum 0.9": ("active", (0,), {"config": {"momentum": 0.9}}),
     "momentum 0.95": ("active", (0,), {"config": {"momentum": 0.95}}),
+    "triangle kernel": ("active", (0,), {"config": {"kernel": "triangle"}}),
+    "gaussian kernel": ("active", (0,), {"config": {"kernel": "gaussian"}}),
     "flops": ("flops", (0, 1, 2), {}),
     "flops, no stripes": ("flops", (0, 1), {"stripe": None}),
     "flops, no warm-up": ("flops", (0, 1), {"budget": {"warmup": 0}}),

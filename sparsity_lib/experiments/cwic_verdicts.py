@@ -204,6 +204,8 @@ def all_verdicts(small: Data, ablations: Data, smol: Data, bench: Data) -> list[
         *(verdict_more(ablations, f"bandwidth {b}", shapes, f"A13, {b}") for b in (0.02, 0.5)),
         *(verdict_stable(ablations, f"momentum {b}", "momentum from 0.9 to 0.99 hardly matters", f"A13, momentum {b}")
           for b in (0.9, 0.95)),
+        *(verdict_stable(ablations, f"{k} kernel", "kernel functions other than the rectangle gave similar performance",
+                         f"A13, {k} kernel") for k in ("triangle", "gaussian")),
         verdict_bend(small), verdict_rate(ablations), verdict_longer(small), verdict_kernel(bench["product"]),
         verdict_steady(small),
         *(verdict_more(ablations, f"flops, no {p}", f"without {p} training collapses to chance", f"F3, {p}", size=2.0, ratio=None)

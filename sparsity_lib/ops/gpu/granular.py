@@ -7,6 +7,8 @@ order that no run changes: nothing is added atomically.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +18,8 @@ from torch import Tensor
 PROGRAMS, SPLITS = 512, 16
 #: Dtypes that the kernels know.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: K(0) of the kernel functions. They stand to the right of tensors: on the left they would hide them from the interpreter.
+TRIANGLE, GAUSSIAN, BIWEIGHT = (tl.constexpr(each) for each in (2**0.5, math.sqrt(6 / math.pi), 15 / 16 * math.sqrt(12 / 7)))
 
 
 def forward(x: Tensor, w: Tensor, limits: Tensor, mean: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -43,11 +47,11 @@ def forward(x: Tensor, w: Tensor, limits: Tensor, mean: Tensor, width: int) -> t
 
 def backward(
     x: Tensor, w: Tensor, limits: Tensor, mean: Tensor, eps: Tensor, grad_y: Tensor, price: Tensor, width: int,
-    straight_through: bool, wants: tuple[bool, bool, bool],
+    straight_through: bool, kernel: str, wants: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x (float32), of w (in its dtype), and of theta but for the factor - s / eps (float32); None where not wanted.
 
-    grad_y: [tokens, out] in w's dtype. price: the cost's gradient, float32 [tokens].
+    grad_y: [tokens, out] in w's dtype. price: the cost's gradient, float32 [tokens]. kernel: one of `kernel_functions.KERNELS`.
     """
     x, w, grad_y, price = (each.contiguous() for each in (x, w, grad_y, price))
     (tokens, inputs), outputs, stripes = x.shape, len(w), len(limits)
@@ -59,7 +63,7 @@ def backward(
         if tokens:
             grad_x_kernel[(triton.cdiv(tokens, size), triton.cdiv(inputs, deep))](
                 x, w, limits, mean, eps, grad_y, price, found[0], tokens, inputs, outputs, stripes, STRAIGHT=straight_through,
-                TOKENS=size, OUTS=block, INS=deep, **common)
+                KERNEL=kernel, TOKENS=size, OUTS=block, INS=deep, **common)
     if wants[1]:
         found[1] = torch.zeros_like(w)
         if tokens:
@@ -71,8 +75,8 @@ def backward(
         partial = torch.zeros(splits, *limits.shape, device=x.device)
         if tokens:
             grad_theta_kernel[(triton.cdiv(inputs, deep), stripes, splits)](
-                x, w, limits, mean, eps, grad_y, price, partial, tokens, inputs, outputs, stripes, each, TOKENS=size,
-                OUTS=block, INS=deep, **common)
+                x, w, limits, mean, eps, grad_y, price, partial, tokens, inputs, outputs, stripes, each, KERNEL=kernel,
+                TOKENS=size, OUTS=block, INS=deep, **common)
         found[2] = partial.sum(0)
     return tuple(found)
 
@@ -134,9 +138,21 @@ def multiply(a, b, sums, WIDE: tl.constexpr):
 
 
 @triton.jit
-def near(size, limit, width):
-    """The rectangle K: whether |x - m| lies within half a rectangle's width of a threshold; float32 [TOKENS, INS]."""
-    return ((size >= (limit - width / 2)[None, :]) & (size < (limit + width / 2)[None, :])).to(tl.float32)
+def near(size, limit, width, KERNEL: tl.constexpr):
+    """K at (|x - m| - threshold) / width, the functions of `kernel_functions`, and 0 where width is; float32 [TOKENS, INS]."""
+    if KERNEL == "rectangle":
+        return ((size >= (limit - width / 2)[None, :]) & (size < (limit + width / 2)[None, :])).to(tl.float32)
+    else:
+        varies = (width > 0)[None, :]
+        u = (size - limit[None, :]) / tl.where(varies, width[None, :], 1.0)
+        if KERNEL == "triangle":
+            value = tl.maximum(tl.abs(u) * -2 + TRIANGLE, 0.0)
+        elif KERNEL == "gaussian":
+            value = tl.exp(-6 * u * u) * GAUSSIAN
+        else:
+            within = tl.maximum(1 - 12 / 7 * u * u, 0.0)
+            value = within * within * BIWEIGHT
+        return tl.where(varies, value, 0.0)
 
 
 @triton.jit
@@ -200,7 +216,7 @@ def back_product(
 @triton.jit
 def grad_x_kernel(
     x, w, limits, mean, eps, grad_y, price, grad_x, tokens, inputs, outputs, stripes, STRAIGHT: tl.constexpr,
-    STRIPE: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr, OUTS: tl.constexpr, INS: tl.constexpr,
+    KERNEL: tl.constexpr, STRIPE: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr, OUTS: tl.constexpr, INS: tl.constexpr,
 ):
     """The gradient of one block of tokens and inputs, of all stripes in turn."""
     token, index = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.program_id(1) * INS + tl.arange(0, INS)
@@ -215,7 +231,7 @@ def grad_x_kernel(
             sums += back
         else:
             sums += tl.where(size >= limit[None, :], back, 0.0)
-        hits += near(size, limit, width) * tl.minimum(STRIPE, outputs - stripe * STRIPE).to(tl.float32)
+        hits += near(size, limit, width, KERNEL) * tl.minimum(STRIPE, outputs - stripe * STRIPE).to(tl.float32)
     paid = tl.load(price + token, mask=token < tokens, other=0)[:, None]
     sign = tl.where(value > 0, 1.0, tl.where(value < 0, -1.0, 0.0))
     sums += tl.where(hits > 0, hits * sign * paid / width[None, :], 0.0)
@@ -249,7 +265,7 @@ def grad_w_kernel(
 @triton.jit
 def grad_theta_kernel(
     x, w, limits, mean, eps, grad_y, price, partial, tokens, inputs, outputs, stripes, each,
-    STRIPE: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr, OUTS: tl.constexpr, INS: tl.constexpr,
+    KERNEL: tl.constexpr, STRIPE: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr, OUTS: tl.constexpr, INS: tl.constexpr,
 ):
     """Programs (block of inputs, stripe, split of `each` blocks of tokens): sums of (back (x - m) + price outputs) K."""
     index, stripe, split = tl.program_id(0) * INS + tl.arange(0, INS), tl.program_id(1), tl.program_id(2)
@@ -262,6 +278,6 @@ def grad_theta_kernel(
         value = load_values(x, mean, token, index, tokens, inputs)
         back = back_product(grad_y, w, token, stripe, index, tokens, inputs, outputs, STRIPE, WIDE, TOKENS, OUTS, INS)
         paid = tl.load(price + token, mask=token < tokens, other=0)[:, None]
-        sums += tl.sum((back * value + paid * own) * near(tl.abs(value), limit, width), axis=0)
+        sums += tl.sum((back * value + paid * own) * near(tl.abs(value), limit, width, KERNEL), axis=0)
     place = (split.to(tl.int64) * stripes + stripe) * inputs + index
     tl.store(partial + place, sums, mask=inside)
