@@ -18,6 +18,7 @@ from sparsity_lib.experiments import (
     nm_verdicts,
 )
 from sparsity_lib.experiments.nm_common import point
+from sparsity_lib.fit import fit
 from sparsity_lib.parts.nm import NofM
 from sparsity_lib.parts.select import TopK
 from sparsity_lib.train.repairs import RepairRecipe
@@ -169,16 +170,32 @@ def test_ways_of_training_are_set_against_no_repair():
     groups = {name: [{**p, "before": [4.0], "after": [1.0]} if p == usual else p for p in each]
               for name, each in DATA[MODEL]["groups"].items()}
     other = {"quality": quality(0.54), "before": [1.0, 2.0, 2.0], "after": [1.0, 1.0, 3.0]}
-    rows = nm_report.training_rows({MODEL: {"groups": groups}}, {MODEL: {"at another rate": other}}, "8:16")
-    assert [row[1] for row in rows] == ["as in the tables above", "at another rate"]
-    assert [row[2].value for row in rows] == [25, 100]
-    assert [row[4].value for row in rows] == pytest.approx([0, 0.27 * 1.05])
+    trained = {"ways": {"in other units": other}, "halves": {"scale": {"quality": quality(0.2)}}}
+    rows = nm_report.training_rows({MODEL: {"groups": groups}}, {MODEL: trained}, "8:16")
+    assert [row[1] for row in rows] == ["as in the tables above", "its scales alone", "in other units"]
+    assert [None if row[2] is None else row[2].value for row in rows] == [25, None, 100]
+    assert [row[4].value for row in rows] == pytest.approx([0, -0.07 * 1.05, 0.27 * 1.05])
 
 
 def test_every_way_of_training_is_a_recipe():
     for changes in nm_training.WAYS.values():
         RepairRecipe(**{**nm_common.REPAIRS, **changes})
     assert nm_common.learned(nm_training.POINT)
+
+
+def test_a_half_of_ls_is_what_was_trained_and_the_rest_what_it_was():
+    model = tiny("llama")
+    ids = torch.randint(0, model.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))
+    plan = fit(nm_common.recipe_of(nm_training.POINT), model, ids=ids)
+    for tensor in plan.tensors.values():
+        tensor.add_(torch.rand_like(tensor))
+    scales, offsets = (nm_training.half_of(plan, half).tensors for half in ("scale", "offset"))
+    assert len(scales) == len(plan.tensors) > 0
+    for name, tensor in plan.tensors.items():
+        if ".scale_" in name:
+            assert torch.equal(scales[name], tensor) and bool((offsets[name] == 1).all())
+        else:
+            assert ".offset_" in name and torch.equal(offsets[name], tensor) and not bool(scales[name].any())
 
 
 def test_energy_kept_by_a_pattern():
