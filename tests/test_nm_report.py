@@ -171,10 +171,10 @@ def test_ways_of_training_are_set_against_no_repair():
               for name, each in DATA[MODEL]["groups"].items()}
     other = {"quality": quality(0.54), "before": [1.0, 2.0, 2.0], "after": [1.0, 1.0, 3.0]}
     trained = {"ways": {"in other units": other}, "halves": {"scale": {"quality": quality(0.2)}}}
-    rows = nm_report.training_rows({MODEL: {"groups": groups}}, {MODEL: trained}, "8:16")
-    assert [row[1] for row in rows] == ["as in the tables above", "its scales alone", "in other units"]
-    assert [None if row[2] is None else row[2].value for row in rows] == [25, None, 100]
-    assert [row[4].value for row in rows] == pytest.approx([0, -0.07 * 1.05, 0.27 * 1.05])
+    rows = nm_report.training_rows({MODEL: {"groups": groups}}, trained, MODEL, "8:16")
+    assert [row[0] for row in rows] == ["as in the tables above", "its scales alone", "in other units"]
+    assert [None if row[1] is None else row[1].value for row in rows] == [25, None, 100]
+    assert [row[3].value for row in rows] == pytest.approx([0, -0.07 * 1.05, 0.27 * 1.05])
 
 
 def test_every_way_of_training_is_a_recipe():

@@ -99,18 +99,16 @@ def repair_rows(data: Mapping[str, Any], pattern: str) -> list[list[Any]]:
     return rows
 
 
-def training_rows(data: Mapping[str, Any], trained: Mapping[str, Any], pattern: str) -> list[list[Any]]:
-    """Model, how LS was trained or what of it is kept; a block's error after training over that before, median over blocks (%),
-    KL, and KL less that of no repair (paired). The first row of a model is the way of all other tables."""
+def training_rows(data: Mapping[str, Any], trained: Mapping[str, Any], model: str, pattern: str) -> list[list[Any]]:
+    """How LS was trained or what of it is kept; a block's error after training over that before, median over blocks (%), KL, and
+    KL less that of no repair (paired). The first row is the way of all other tables."""
     rows = []
-    for model in data:
-        base, usual = quality(one(data, model, pattern)), one(data, model, pattern, repair=["ls"])
-        halves = {f"its {half}s alone": found for half, found in trained[model]["halves"].items()}
-        for way, found in {"as in the tables above": usual, **halves, **trained[model]["ways"]}.items():
-            left = Number(100 * float(np.median(np.divide(found["after"], found["before"]))), ".0f") if "after" in found else None
-            own = quality(found)
-            gap = cell(difference(own, base), "+z.3f", atol=0.003)
-            rows.append([short(model), way, left, cell(own.divergence(), ".3f"), gap])
+    base, usual = quality(one(data, model, pattern)), one(data, model, pattern, repair=["ls"])
+    halves = {f"its {half}s alone": found for half, found in trained["halves"].items()}
+    for way, found in {"as in the tables above": usual, **halves, **trained["ways"]}.items():
+        left = Number(100 * float(np.median(np.divide(found["after"], found["before"]))), ".0f") if "after" in found else None
+        own = quality(found)
+        rows.append([way, left, cell(own.divergence(), ".3f"), cell(difference(own, base), "+z.3f", atol=0.003)])
     return rows
 
 

@@ -17,8 +17,11 @@ from sparsity_lib.plan import Plan
 from sparsity_lib.train.repairs import RepairRecipe, TrainedRepairs, train_repairs
 
 POINT = point("8:16", repair=["ls"])
-#: Name -> changes to `REPAIRS`.
+#: The model that LS harms.
+MODEL = "gemma3-270m"
+#: Name -> changes to `REPAIRS`. The first takes as many steps as the study at its rate, on sequences half as long.
 WAYS: dict[str, dict[str, Any]] = {
+    "the study's rate and steps": {"sequences": 256, "learning_rate": 1e-4},
     "error by channel": {"error": "by channel"},
     "error by token": {"error": "by token"},
 }
@@ -27,20 +30,13 @@ HALVES = {"scale": ("offset", 0.0), "offset": ("scale", 1.0)}
 
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
-    """One item a model and way, and one a model for the halves of what `REPAIRS` gives; the whole of that is in nm_quality."""
-    shared = {"point": POINT, "text": TEXT, "dtype": DTYPE, "calibration": common.CALIBRATION}
-    ways = [{"model": name, "way": way, "repairs": {**REPAIRS, **changes}, "every": EVERY[name], **shared}
-            for name in common.MODELS for way, changes in WAYS.items()]
-    halves = [{"model": name, "halves": sorted(HALVES), "repairs": REPAIRS, "every": EVERY[name], **shared}
-              for name in common.MODELS]
-    found = checkpoint.items([*((params, partial(measure, params)) for params in ways),
-                              *((params, partial(measure_halves, params)) for params in halves)])
-    data: dict[str, Any] = {name: {"ways": {}} for name in common.MODELS}
-    for params, value in zip(ways, found, strict=False):
-        data[params["model"]]["ways"][params["way"]] = value
-    for params, value in zip(halves, found[len(ways) :], strict=True):
-        data[params["model"]]["halves"] = value
-    return data, {**shared, "ways": WAYS, "repairs": REPAIRS, "every": EVERY}, [0]
+    """One item a way, and one for the halves of what `REPAIRS` gives; the whole of that is in nm_quality."""
+    shared = {"model": MODEL, "point": POINT, "text": TEXT, "every": EVERY[MODEL], "dtype": DTYPE,
+              "calibration": common.CALIBRATION}
+    wanted = [({"way": way, "repairs": {**REPAIRS, **changes}, **shared}, measure) for way, changes in WAYS.items()]
+    wanted.append(({"halves": sorted(HALVES), "repairs": REPAIRS, **shared}, measure_halves))
+    found = checkpoint.items([(params, partial(compute, params)) for params, compute in wanted])
+    return {"ways": dict(zip(WAYS, found, strict=False)), "halves": found[-1]}, {**shared, "ways": WAYS, "repairs": REPAIRS}, [0]
 
 
 def trained(params: dict[str, Any]) -> tuple[Bench, TrainedRepairs]:
