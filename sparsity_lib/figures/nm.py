@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from sparsity_lib import style
@@ -50,6 +52,7 @@ def patterns(found: Mapping[str, Mapping[str, Points]]) -> Figure:
             axes.errorbar(range(len(names)), values, yerr=spread, color=color, marker=marker, label=label, capsize=2)
         axes.set_xticks(range(len(names)), names)
         axes.set(title=short(model), xlabel="pattern", yscale="log")
+        _plain(axes)
     panels[0][0].set_ylabel("KL to the dense model\n(nats per token)")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
@@ -64,6 +67,7 @@ def against_weights(found: Mapping[str, Mapping[str, Points]]) -> Figure:
             style.line(axes, method, range(len(names)), values, low=[i.low for _, i in points], high=[i.high for _, i in points])
         axes.set_xticks(range(len(names)), names)
         axes.set(title=short(model), xlabel="pattern", yscale="log")
+        _plain(axes)
     panels[0][0].set_ylabel("KL to the dense model\n(nats per token)")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
@@ -106,18 +110,28 @@ COSTS = {
 }
 
 
+def _plain(axes: Axes) -> None:
+    """Decimals along a logarithmic axis that spans one power of ten or less."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 4, 6)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def trade(found: Mapping[str, Mapping[str, Sequence[tuple[str, float, Interval]]]]) -> Figure:
     """KL against what a pattern costs, a panel a model of cost, a line a model: cost -> model -> [(pattern, cost, KL), ...]."""
     figure, panels = style.figure(1, len(found), height=3.2, sharey=True, squeeze=False)
+    looks = ((style.PURPLE, "o", (5, 4), "left"), (style.GREEN, "s", (-5, -4), "right"))  # names above one line, below the other
     for axes, (cost, models) in zip(panels[0], found.items(), strict=True):
-        for (model, points), (color, marker) in zip(models.items(), ((style.PURPLE, "o"), (style.GREEN, "s")), strict=False):
+        for (model, points), (color, marker, away, side) in zip(models.items(), looks, strict=False):
             x, values = [c for _, c, _ in points], [i.value for *_, i in points]
             spread = [[i.value - i.low for *_, i in points], [i.high - i.value for *_, i in points]]
             axes.errorbar(x, values, yerr=spread, color=color, marker=marker, label=short(model), capsize=2)
             for pattern, at, i in points:
-                axes.annotate(pattern, (at, i.value), xytext=(4, 5), textcoords="offset points", fontsize=7.5)
+                axes.annotate(pattern, (at, i.value), xytext=away, textcoords="offset points", fontsize=7.5, ha=side,
+                              va="bottom" if side == "left" else "top")
         axes.set(xlabel=COSTS[cost], yscale="log")
-        axes.margins(x=0.18)
+        _plain(axes)
+        axes.margins(x=0.22, y=0.1)
     panels[0][0].set_ylabel("KL to the dense model\n(nats per token)")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
