@@ -27,7 +27,7 @@ from sparsity_lib.install import installed_on
 from sparsity_lib.parts.nm import NofM, check_width
 from sparsity_lib.parts.select import TopK
 from sparsity_lib.passes import Text
-from sparsity_lib.sites import GATE, Site, SiteMap, find_sites
+from sparsity_lib.sites import GATE, HEAD_IN, Site, SiteMap, find_sites
 
 #: Score of a weight W_ij, i an output and j an input.
 SCORES = {
@@ -184,7 +184,7 @@ def input_rms(text: Text, sites: list[Site]) -> dict[str, Tensor]:
     found: dict[str, ColumnSquares] = {}
     handles = []
     try:
-        for site in (site for site in sites if site.kind != GATE):
+        for site in (site for site in sites if site.kind not in (GATE, HEAD_IN)):
             collector = ColumnSquares(site.width)
             found |= dict.fromkeys(site.column_readers, collector)
 
