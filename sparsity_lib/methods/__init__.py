@@ -10,6 +10,7 @@ from sparsity_lib.methods.larosa import larosa
 from sparsity_lib.methods.nm import nm, nm_density, unstructured
 from sparsity_lib.methods.rsparse import rsparse
 from sparsity_lib.methods.scap import scap, scap_centered, scap_for
+from sparsity_lib.methods.spread import combined, spread
 from sparsity_lib.methods.teal import teal, teal_greedy, threshold_gap
 from sparsity_lib.methods.wina import wina
 
@@ -34,7 +35,7 @@ METHODS = {
 }
 
 __all__ = [
-    "METHODS", "VARIANTS", "cats", "claws", "gate_topk", "gaussian", "gaussian_inputs", "griffin", "head_rule",
-    "inputs_topk", "larosa", "nm", "nm_density", "oracle", "random", "rsparse", "scap", "scap_centered", "scap_for",
+    "METHODS", "VARIANTS", "cats", "claws", "combined", "gate_topk", "gaussian", "gaussian_inputs", "griffin", "head_rule",
+    "inputs_topk", "larosa", "nm", "nm_density", "oracle", "random", "rsparse", "scap", "scap_centered", "scap_for", "spread",
     "teal", "teal_greedy", "threshold_gap", "unstructured", "wina", "with_head",
 ]
