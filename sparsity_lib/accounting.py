@@ -6,7 +6,8 @@ Rules. A weight is read by a token if it takes part in a product that is not kno
   where the head is tied to the token table, the table counts as the head.
 - Experts: those the token is routed to. Norms, biases, convolutions and the router count in full.
 - What a repair reads on top (a low-rank product) counts in full, for every token.
-- An entry that is zero by itself (as after a ReLU) needs no weights, like one that was dropped.
+- An entry that is zero by itself (as after a ReLU) needs no weights, like one that was dropped; a neuron that was chosen
+  before its gate is known does.
 The share skipped is 1 - read / read by the dense model. Papers count otherwise (`Account.paper_counts`).
 """
 

@@ -57,7 +57,8 @@ class Sparsifier(nn.Module):
         for repair in self.inner:
             kept = repair(kept, z, mask, tensors)
         if self.recorder is not None:
-            self.recorder((mask & (z != 0)).sum(-1))
+            # Zeros need no weights; but of neurons chosen beforehand the gate's row is read before one is known.
+            self.recorder((mask if self.rule.score.beforehand else mask & (z != 0)).sum(-1))
         out = transform.inverse(kept, tensors)
         if self.outer:  # kept until the last layer that reads the site has made its output
             self._dropped = (x - (out if kept is plain else transform.inverse(plain, tensors))).to(x.dtype)

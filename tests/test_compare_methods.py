@@ -54,8 +54,9 @@ def test_griffin_keeps_the_neurons_of_the_first_part_for_the_rest(model, share):
             np.testing.assert_allclose(found[sequence, t], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_griffin_leaves_whole_neurons_out_and_counts_its_prompt_as_dense(model):
-    recipe = recipes.griffin(DENSITY, token_share=0.5)
+@pytest.mark.parametrize("act", ["silu", "relu"])
+def test_griffin_leaves_whole_neurons_out_and_counts_its_prompt_as_dense(act):
+    model, recipe = tiny("llama", hidden_act=act), recipes.griffin(DENSITY, token_share=0.5)
     ffn = 3 * HIDDEN * WIDTH * LAYERS
     total = account_of(model, recipes.cats(1.0)).dense_weights
     with installed(model, fit(recipe, model, ids=IDS)):
