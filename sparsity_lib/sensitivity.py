@@ -139,12 +139,13 @@ def curves(
     ids, tokens, length, source, seed
         Calibration text, as for `fit`.
     known
-        Curves of the same blocks on the same text: only what they lack (the head, or another rule there) is measured.
+        Curves of the same blocks, levels and text: only what they lack (the head, or another rule there) is measured.
 
     Raises
     ------
     SparsityError
-        If the model is sparse, the recipe of another kind, or the levels do not rise from 0 to below 1.
+        If the model is sparse, the recipe of another kind, the levels do not rise from 0 to below 1, or `known` has others,
+        another text or other rules at the blocks.
     """
     if installed_on(model) is not None:
         raise SparsityError("The costs of a sparse model were asked for. Fix: uninstall(model) first.")
@@ -158,8 +159,11 @@ def curves(
     placed = list(plan.recipe.placed(sites))
     weights = {linear.name: linear.weights for linear in sites.readable}
     in_blocks = [(rule, site) for rule, site in placed if site.kind != HEAD_IN]
-    costs = _block_costs(in_blocks, plan, model, stream, levels) if known is None else {
-        site.name: known.costs[site.name] for _, site in in_blocks}
+    if known is None:
+        costs = _block_costs(in_blocks, plan, model, stream, levels)
+    else:
+        _check_known(known, plan.recipe, levels, text)
+        costs = {site.name: known.costs[site.name] for _, site in in_blocks}
     for rule, site in placed:
         if site.kind == HEAD_IN:
             costs[site.name] = _head_costs(rule, site, plan, model, stream, levels, every)
@@ -175,6 +179,16 @@ def _levels(levels: Sequence[float]) -> tuple[float, ...]:
     return found
 
 
+def _check_known(known: Curves, recipe: Recipe, levels: tuple[float, ...], text: Mapping[str, Any]) -> None:
+    def blocks(of: Recipe) -> list[tuple[Any, ...]]:  # all of a rule that costs depend on: its selection is taken as top-k
+        return [(rule.site, rule.readers, rule.transform, rule.score) for rule in of.rules if rule.site != HEAD_IN]
+
+    for what, own, wanted in (("levels", known.levels, levels), ("text", dict(known.described), dict(text)),
+                              ("rules at the blocks", blocks(known.recipe), blocks(recipe))):
+        if own != wanted:
+            raise refuse(f"{what} of the known costs", own, str(wanted), "measure anew, without known")
+
+
 def _block_costs(
     placed: Sequence[tuple[Rule, Site]], plan: Plan, model: nn.Module, stream: Sequence[Tensor], levels: Sequence[float]
 ) -> dict[str, tuple[float, ...]]:
@@ -185,6 +199,8 @@ def _block_costs(
     finally:
         for handle in handles:
             handle.remove()
+    if unseen := [name for name, tap in taps.items() if not tap.tokens]:
+        raise SparsityError(f"No gradient of the loss comes to the sites {', '.join(unseen)}. Fix: a recipe without them.")
     return {name: tap.result() for name, tap in taps.items()}
 
 
@@ -216,7 +232,7 @@ class _Cost:
         self.tokens += len(lost)
 
     def result(self) -> tuple[float, ...]:
-        return tuple((self.total / max(1, self.tokens)).tolist())
+        return tuple((self.total / self.tokens).tolist())
 
 
 @torch.no_grad()
@@ -226,7 +242,8 @@ def _head_costs(
     """Mean KL of the head alone at every level, on every n-th token."""
     hidden = torch.cat([lm.hidden_states(model, batch).flatten(0, 1)[::every] for batch in track(stream, desc="head")])
     total = torch.zeros(len(levels), dtype=torch.float64)
-    plans = [Plan(Recipe("head", (rule.with_density(1 - level),)), plan.tensors, plan.widths) for level in levels]
+    plans = [Plan(Recipe("head", (dataclasses.replace(rule, select=TopK(1 - level)),)), plan.tensors, plan.widths)
+             for level in levels]
     heads = [head_of(model, each) for each in plans]
     for piece in lm.chunks(len(hidden), model):
         dense = lm.logits(model, hidden[piece]).log_softmax(-1)

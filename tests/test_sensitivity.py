@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsity_lib import Recipe, Rule, SparsityError, account, fit, installed, recipes
-from sparsity_lib.parts.select import TopK
+from sparsity_lib.parts.select import Threshold, TopK
 from sparsity_lib.parts.transforms import Rotate
 from sparsity_lib.sensitivity import Curves, curves
 
@@ -78,6 +78,15 @@ def test_the_heads_costs_are_its_own_divergence(model):
     assert found.fixed == round(0.1 * VOCABULARY) * HIDDEN
 
 
+def test_selections_are_taken_as_the_largest_whatever_the_rule_says(model):
+    """A threshold stays that of the density it was fitted to: it cannot stand for other levels."""
+    found = {}
+    for select in (TopK(0.5), Threshold(0.5)):
+        plan = fit(Recipe("r", (Rule("o_in", select), Rule("head_in", select))), model, ids=IDS)
+        found[select.kind] = curves(plan, model, ids=IDS, every=3).costs
+    assert found["topk"] == found["threshold"]
+
+
 def made(costs, weights, fixed=0, total=None):
     levels = tuple(i / (len(next(iter(costs.values()))) - 1) * 0.8 for i in range(len(next(iter(costs.values())))))
     return Curves(recipes.inputs_topk(0.5), levels, costs, weights, fixed, total or sum(weights.values()))
@@ -132,6 +141,12 @@ def test_bad_input(model):
         curves(fit(recipes.rsparse(0.5, rank_share=0.1), model, ids=IDS), model, ids=IDS)
     with installed(model, plan), pytest.raises(SparsityError, match="sparse model"):
         curves(plan, model, ids=IDS)
+    known = curves(plan, model, ids=IDS)
+    for odd, options in (("levels", {"levels": (0.0, 0.5)}), ("text", {"ids": tokens(2, 12)})):
+        with pytest.raises(SparsityError, match=f"{odd} of the known costs"):
+            curves(plan, model, **{"ids": IDS, "known": known, **options})
+    with pytest.raises(SparsityError, match="rules at the blocks"):
+        curves(fit(recipes.combined(0.5, head="dense"), model, ids=IDS), model, ids=IDS, known=known)
     found = made({"0.qkv_in": (0.0, 1.0)}, {"0.qkv_in": 10}, total=20)
     with pytest.raises(SparsityError, match="at most 0.400"):
         found.at(0.5)
