@@ -1,9 +1,11 @@
 """What a method costs besides the weights it skips: memory that it adds, and operations for each token.
 
 Memory: what a plan stores (thresholds, norms, saliencies, rotations, low-rank factors), float32 as installed, and the
-second copy of a head that is tied to the embedding: rows are read by token, so columns need a layout of their own.
-Operations: scores and selections as the parts count them, and two for each weight that transforms and repairs read. A
-product that skips nothing takes two operations a weight as well, so all figures compare with `dense_operations`.
+second copy of a head whose inputs are dropped while its rows are read as well, by token where it is tied to the embedding,
+by likely word where outputs are refined: columns need a layout of their own.
+Operations: scores and selections as the parts count them (none where a prompt has chosen for all tokens after it), and two
+for each weight that transforms and repairs read. A product that skips nothing takes two operations a weight as well, so all
+figures compare with `dense_operations`.
 """
 
 from __future__ import annotations
@@ -68,11 +70,12 @@ def overheads(recipe: Recipe | None, model: nn.Module) -> Overheads:
         read = rule.transform.weights_read(site) + sum(piece.weights_read(site) for piece in rule.repair)
         shapes = rule.shapes(site).values()
         tensors += 4 * sum(_numbers(shape) for shape in shapes)
-        choosing += sum(piece.operations(site) for piece in rule.parts())
+        choosing += sum(piece.operations(site) for piece in rule.parts() if not (rule.score.of_prompt and piece is rule.select))
         products += 2 * read
-        if site.kind == HEAD_IN and model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+        if site.kind == HEAD_IN:
             weight = model.get_output_embeddings().weight
-            copy += weight.numel() * weight.element_size()
+            by_rows = weight is model.get_input_embeddings().weight or any(piece.kind == "refine" for piece in rule.repair)
+            copy += by_rows * weight.numel() * weight.element_size()
     return Overheads(tensors, copy, sum(p.numel() * p.element_size() for p in parameters), choosing, products,
                      2 * weights_per_token(model))
 

@@ -107,9 +107,15 @@ def test_overheads_are_counted_by_hand(model):
     low = overheads(Recipe("l", (Rule("down_in", TopK(0.5), repair=(LowRank(0.25),)),)), model)
     numbers = LAYERS * round(0.25 * HIDDEN) * (HIDDEN + WIDTH)
     assert low.tensor_bytes == 4 * numbers and low.products == 2 * numbers
-    head = overheads(recipes.with_head(recipes.cats(0.5), 0.5, refine=0.1), model)
+    refined = recipes.with_head(recipes.cats(0.5), 0.5, refine=0.1)
+    head = overheads(refined, model)
     assert head.copy_bytes == 4 * HIDDEN * VOCABULARY and head.products == 2 * round(0.1 * VOCABULARY) * HIDDEN
-    assert overheads(recipes.with_head(recipes.cats(0.5), 0.5), tiny("llama")).copy_bytes == 0  # not tied
+    assert head.choosing == cats.choosing + HIDDEN + 31 * HIDDEN + 31 * VOCABULARY
+    own = tiny("llama")  # not tied: its rows are read where words are refined, and nowhere else
+    assert overheads(recipes.with_head(recipes.cats(0.5), 0.5), own).copy_bytes == 0
+    assert overheads(refined, own).copy_bytes == 4 * HIDDEN * VOCABULARY
+    griffin = overheads(recipes.griffin(0.5), model)  # chosen once a prompt
+    assert griffin.choosing == griffin.products == griffin.tensor_bytes == 0
     assert Overheads.from_json(cats.to_json()) == cats
 
 

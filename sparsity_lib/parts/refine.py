@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from sparsity_lib.checks import fraction
 from sparsity_lib.errors import refuse
 from sparsity_lib.parts.base import Repair, part
-from sparsity_lib.parts.select import exact_topk
+from sparsity_lib.parts.select import TopK, exact_topk
 from sparsity_lib.sites import HEAD_IN, Site
 
 
@@ -41,7 +41,7 @@ class Refine(Repair):
 
     def count(self, outputs: int) -> int:
         """Outputs that are read in full."""
-        return max(1, round(self.share * outputs))
+        return TopK(self.share).count(outputs)
 
     def check(self, site: Site) -> None:
         super().check(site)
@@ -54,6 +54,10 @@ class Refine(Repair):
         weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
         chosen = exact_topk(y.float(), self.count(y.shape[-1]))
         return torch.where(chosen, y + nn.functional.linear(dropped, weight), y)
+
+    def operations(self, site: Site) -> int:
+        outputs = site.input_weight(site.column_readers[0]).shape[0]
+        return TopK(self.share).operations(replace(site, width=outputs))
 
     def weights_read(self, site: Site) -> int:
         """Rows that are read whole; what the preview has read of them is read again."""
