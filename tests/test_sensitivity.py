@@ -153,6 +153,7 @@ def test_bad_input(model):
     for bad in (math.nan, -0.1, 1.0, "0.5"):
         with pytest.raises(SparsityError, match="share"):
             found.at(bad)
-    for options in ({"score": "size"}, {"repair": "glue"}, {"head": "half"}, {"refine": 0}, {"density": 0}):
+    for options in ({"score": "size"}, {"repair": "glue"}, {"head": "half"}, {"refine": 0}, {"density": 0},
+                    {"score": "column_norm"}):
         with pytest.raises(SparsityError):
             recipes.combined(**options)

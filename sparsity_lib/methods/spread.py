@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from sparsity_lib.checks import fraction
-from sparsity_lib.errors import unknown
+from sparsity_lib.errors import refuse, unknown
 from sparsity_lib.methods.head import head_rule
 from sparsity_lib.parts.base import Repair, Score
 from sparsity_lib.parts.repairs import LowRank
@@ -35,13 +35,15 @@ def combined(
     Raises
     ------
     SparsityError
-        If a name is unknown or a number out of range.
+        If a name is unknown or a number out of range, or column norms, which are W's own, were to rank rotated inputs.
     """
     fraction("density", density)
     fraction("refine", refine)
     for name, value, table in (("score", score, SCORES), ("repair", repair, REPAIRS), ("head", head, HEADS)):
         if not isinstance(value, str) or value not in table:
             raise unknown(name, value, table)
+    if rotate and score == "column_norm":
+        raise refuse("score of rotated inputs", score, "one that knows the rotation", "score='saliency', or rotate=False")
     basis = Rotate() if rotate else Identity()
     rules = [Rule(site, TopK(density), SCORES[score], basis if site in (QKV_IN, UP_IN) else Identity(), REPAIRS[repair])
              for site in (QKV_IN, O_IN, UP_IN, DOWN_IN)]
