@@ -55,6 +55,7 @@ def bench(model, monkeypatch):
     monkeypatch.setattr("sparsity_lib.assets.texts.token_sequences", texts)
     made = Bench.__new__(Bench)
     made.name, made.fitted, made.model, made.tokenizer, made.ids = "tiny", model, model, object(), IDS
+    made._last = ("", None)
     return made
 
 
@@ -176,9 +177,14 @@ def test_speed_is_measured_where_the_decoder_can_and_refused_by_name_elsewhere(b
     for method in ("cats", "larosa_head", "griffin"):
         found = compare_speed.measure(bench, bench.points(method, (0.1,))[0], prompt=8)
         assert len(found["ratios"]) == 16 - 8 - compare_speed.WARMUP and found["bytes"]["sparse"] < found["bytes"]["dense"]
+        assert found["skipped"] == pytest.approx(0.2 if method == "griffin" else 0.1, abs=0.04)  # of a token that is decoded
     for method in ("gaussian", "rsparse", "wanda"):
         assert "reason" in compare_speed.measure(bench, bench.points(method, (0.1,))[0], prompt=8)
     assert "cannot be skipped" in compare_speed.measure(bench, bench.points("cats", (0.9,))[0], prompt=8)["reason"]
+    assert [compare_speed.asked(m, 0.2) for m in ("griffin", "cats", "larosa_head", "wanda", "spread")] == [0.1, *[0.2] * 4]
+
+
+BEST = {"rotate": True, "score": "magnitude", "head": "refined", "allocation": "spread"}
 
 
 def test_tasks_are_scored_for_the_dense_model_and_every_method(bench, monkeypatch):
@@ -186,8 +192,19 @@ def test_tasks_are_scored_for_the_dense_model_and_every_method(bench, monkeypatc
     monkeypatch.setattr(compare_tasks, "run_benchmarks", lambda *a, **k: type("R", (), {"to_dict": lambda self: {"n": 1}})())
     monkeypatch.setattr(compare_tasks, "METHODS", ("cats", "spread"))
     monkeypatch.setattr(compare_tasks, "COSTS", {"tokens": 32, "length": 16, "seed": 1})
-    monkeypatch.setattr(compare_tasks, "HEAD_EVERY", {"tiny": 2})
-    data, _, _ = compare_tasks.run(Checkpoint())
+    monkeypatch.setattr(compare_tasks, "current", lambda: dict(BEST))
+    fits = []
+    monkeypatch.setattr(compare_search, "fit", lambda *a, **k: fits.append(1) or fit(*a, **k))
+    checkpoint = Checkpoint()
+    data, params, _ = compare_tasks.run(checkpoint)
     rows = data[common.MODELS[0]]
-    assert [r["method"] for r in rows] == ["dense", "cats", "cats", "spread", "spread"]
+    assert [r["method"] for r in rows] == ["dense", "cats", "cats", "spread", "spread"] and params["candidate"] == BEST
     assert "reason" in rows[2] and rows[3]["skipped"] == pytest.approx(0.2, abs=0.04)
+    assert len(fits) == len(common.MODELS) and checkpoint.seen[-1]["candidate"] == BEST  # both shares from one fit
+
+
+def test_tasks_and_speed_wait_for_the_search(monkeypatch):
+    monkeypatch.setattr(compare_search.results, "load", lambda name: (_ for _ in ()).throw(SparsityError(f"no result {name}")))
+    for experiment in (compare_tasks, compare_speed):
+        with pytest.raises(SparsityError, match="no result compare_search"):
+            experiment.run(Checkpoint())

@@ -85,14 +85,14 @@ def test_what_the_search_gains_is_a_paired_ratio():
     assert found[0][0] == search_report.named(BEST) and found[1][2] is None
 
 
-def speed_row(method, share, ratio):
+def speed_row(method, share, ratio, token_share=1.0):
     ratios = [ratio * (1 + 0.001 * (i % 3 - 1)) for i in range(9)]
     return {"method": method, "share": share, "skipped": share, "ratio": ratio, "ratios": ratios, "dense": 0.01,
-            "sparse": 0.01 / ratio, "bytes": {"dense": 10, "sparse": 6}, "bandwidth": 1.0}
+            "sparse": 0.01 / ratio, "bytes": {"dense": 10, "sparse": 6}, "bandwidth": 1.0, "token_share": token_share}
 
 
 SPEED = {MODEL: [speed_row("spread", 0.3, 1.5), speed_row("teal_head", 0.3, 1.4),
-                 {"method": "wanda", "share": 0.3, "reason": "no"}]}
+                 {"method": "wanda", "share": 0.3, "reason": "no"}, speed_row("griffin", 0.2, 1.1, token_share=0.5)]}
 
 
 def test_speed_is_compared_in_times_dense():
@@ -103,7 +103,9 @@ def test_speed_is_compared_in_times_dense():
     rows = search_report.speed_rows(SPEED)
     assert rows[0][4].value == pytest.approx(1.5) and rows[2][-1] == "no" and {len(r) for r in rows} == {7}
     found = search_report.picture(SPEED, QUALITY, SEARCH)[MODEL]
-    assert set(found) == {"spread", "teal_head"} and found["spread"][0][1].value == pytest.approx(0.08 * MEAN)
+    assert set(found) == {"spread", "teal_head", "griffin"} and found["spread"][0][1].value == pytest.approx(0.08 * MEAN)
+    # a fifth of the weights of every sparse token: a tenth over all tokens, half of which have no KL
+    assert found["griffin"][0][1].value == pytest.approx(2 * 0.1 * FACTORS["griffin"] * MEAN)
     assert figures.picture({MODEL: found}) is not None
 
 

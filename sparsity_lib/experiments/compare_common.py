@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
@@ -103,6 +104,14 @@ class Bench:
         self.fitted, self.tokenizer = load_model(name)
         self.model, _ = load_model(name, dtype=common.dtype_named(DTYPE))
         self.ids = common.evaluation_ids(self.tokenizer, **text)
+        self._last: tuple[str, Any] = ("", None)
+
+    def once(self, made_from: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, kept until something made from other (plain) data is asked for: items that follow share it."""
+        key = json.dumps(made_from, sort_keys=True)
+        if self._last[0] != key:
+            self._last = (key, make())
+        return self._last[1]
 
     def counting_ids(self) -> Tensor:
         """A little calibration text, for shares that have to be counted."""
@@ -118,20 +127,15 @@ class Bench:
         if method == GREEDY:
             return self._greedy(shares, calibration)
         found: list[tuple[float, Recipe | str]] = []
+        ids = self.counting_ids()
         for share in shares:
             try:
-                density = density_at(method, share, self.model, self.counting_ids(), **options)
-                found.append((share, maker(method, **options)(density)))
+                found.append((share, maker(method, **options)(density_at(method, share, self.model, ids, **options))))
             except SparsityError as error:
                 found.append((share, str(error)))
-        return self.fit(found, calibration)
-
-    def fit(self, wanted: Sequence[tuple[float, Recipe | str]], calibration: Mapping[str, Any]) -> list[Point]:
-        """Points of recipes, or of the reasons why there are none."""
-        recipes = [recipe for _, recipe in wanted if isinstance(recipe, Recipe)]
-        plans = iter(fit_many(recipes, self.fitted, self.tokenizer, **calibration) if recipes else [])
-        return [Point(share, next(plans), {"recipe": recipe.to_json()}) if isinstance(recipe, Recipe)
-                else Point(share, None, {"reason": recipe}) for share, recipe in wanted]
+        recipes = [recipe for _, recipe in found if isinstance(recipe, Recipe)]
+        plans = fit_many(recipes, self.fitted, self.tokenizer, **calibration) if recipes else []
+        return points_of(found, plans)
 
     def _greedy(self, shares: Sequence[float], calibration: Mapping[str, Any]) -> list[Point]:
         one = METHODS["teal"](0.5).skipped(*_sites_and_weights(self.model)) / 0.5  # what the blocks' weights are of all
@@ -176,6 +180,13 @@ def _sites_and_weights(model: nn.Module) -> tuple[Any, int]:
     from sparsity_lib.sites import find_sites
 
     return find_sites(model), weights_per_token(model)
+
+
+def points_of(wanted: Sequence[tuple[float, Recipe | str]], plans: Iterable[Plan]) -> list[Point]:
+    """Points of recipes, whose plans come in the same order, or of the reasons why there are none."""
+    plans = iter(plans)
+    return [Point(share, next(plans), {"recipe": recipe.to_json()}) if isinstance(recipe, Recipe)
+            else Point(share, None, {"reason": recipe}) for share, recipe in wanted]
 
 
 def bench_for(loaded: dict[str, Bench], name: str, text: Mapping[str, int]) -> Bench:

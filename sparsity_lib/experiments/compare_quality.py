@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from sparsity_lib.evaluate.quality import evaluate
 from sparsity_lib.experiments import common
-from sparsity_lib.experiments.compare_common import DTYPE, EVERY_METHOD, SEARCH, Bench, bench_for
+from sparsity_lib.experiments.compare_common import DTYPE, EVERY_METHOD, SEARCH, Bench, Point, bench_for
 from sparsity_lib.experiments.scap_grid import EVERY, TEXT
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -36,14 +37,17 @@ def measure(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
     return measured(bench, bench.points(params["method"], params["shares"], **params.get("options", {})), params["every"])
 
 
-def measured(bench: Bench, points: list, every: int) -> dict[str, Any]:
-    """Quality and shares of points, in plain data."""
+def measured(
+    bench: Bench, points: Sequence[Point], every: int, shares: Callable[[Point], dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Quality and shares of points, in plain data; shares are counted on text unless a function gives them."""
+    shares = shares or bench.shares
     possible = {str(i): point.change for i, point in enumerate(points) if point.change is not None}
     found = evaluate(bench.model, possible, bench.ids, every=every)
     rows = []
     for i, point in enumerate(points):
         row = {"share": point.share, **point.about}
         if point.change is not None:
-            row |= {"quality": found[str(i)].to_json(), "shares": bench.shares(point)}
+            row |= {"quality": found[str(i)].to_json(), "shares": shares(point)}
         rows.append(row)
     return {"points": rows, "dense": found["dense"].to_json(), "ids": common.fingerprint(bench.ids)}

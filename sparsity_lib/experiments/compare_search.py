@@ -8,20 +8,23 @@ from functools import partial
 from typing import Any
 
 from sparsity_lib import results
+from sparsity_lib.accounting import weights_per_token
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.evaluate.quality import Quality
 from sparsity_lib.experiments import common
-from sparsity_lib.experiments.compare_common import DTYPE, Bench, Point, bench_for
+from sparsity_lib.experiments.compare_common import DTYPE, Bench, Point, bench_for, points_of
 from sparsity_lib.experiments.compare_quality import measured
 from sparsity_lib.experiments.scap_grid import EVERY, TEXT
 from sparsity_lib.fit import fit
 from sparsity_lib.methods.larosa import density_for_share
 from sparsity_lib.methods.spread import combined
 from sparsity_lib.plan import Plan
+from sparsity_lib.recipe import Recipe
 from sparsity_lib.sensitivity import Curves, curves
+from sparsity_lib.sites import find_sites
 
 SHARES = (0.4, 0.5, 0.6)
-#: All of it calibration text, apart from each other by seed: statistics, costs of dropping, and what candidates are judged by.
+#: All of it calibration text, in orders of its own: statistics, costs of dropping, and what candidates are judged by.
 FITTED = {"tokens": 4096, "length": 512, "seed": 0}
 COSTS = {"tokens": 1024, "length": 256, "seed": 9}
 JUDGED = {"tokens": 1024, "length": 256, "seed": 5}
@@ -35,9 +38,6 @@ BLOCKS: tuple[dict[str, Any], ...] = (
 )
 HEADS = ("dense", "inputs", "refined")
 ALLOCATIONS = ("uniform", "spread")
-
-#: What speed and tasks are measured of before a search was kept.
-DEFAULT = {"rotate": True, "score": "magnitude", "head": "refined", "allocation": "spread"}
 
 Candidate = Mapping[str, Any]
 
@@ -78,9 +78,11 @@ def parts_of(candidate: Candidate) -> dict[str, Any]:
     return {key: value for key, value in candidate.items() if key != "allocation"}
 
 
-def wanted(bench: Bench, candidate: Candidate, shares: Sequence[float], costs: Curves | None) -> list[tuple[float, Any]]:
+def wanted(
+    bench: Bench, candidate: Candidate, shares: Sequence[float], costs: Curves | None
+) -> list[tuple[float, Recipe | str]]:
     """The candidate's recipe at every share, or the reason why there is none."""
-    found: list[tuple[float, Any]] = []
+    found: list[tuple[float, Recipe | str]] = []
     for share in shares:
         try:
             if candidate["allocation"] == "spread":
@@ -98,14 +100,13 @@ def search(loaded: dict[str, Bench], params: dict) -> list[dict[str, Any]]:
     from sparsity_lib.assets.texts import token_sequences
 
     bench = bench_for(loaded, params["model"], TEXT)
-    held = bench.ids
-    bench.ids = token_sequences(bench.tokenizer, "calibration", **params["judged"])
+    held, bench.ids = bench.ids, token_sequences(bench.tokenizer, "calibration", **params["judged"])
     try:
-        known = cost_curves(bench, params["candidates"], params)
+        fitted, known = measured_costs(bench, params["candidates"], params["costs"], params["head_every"], params["fitted"])
         recipes = [(c, share, recipe) for c in params["candidates"]
                    for share, recipe in wanted(bench, c, params["shares"], known.get(c["head"]))]
-        points = bench.fit([(share, recipe) for _, share, recipe in recipes], params["fitted"])
-        rows = measured(bench, points, params["every"])["points"]
+        points = made(fitted, [(share, recipe) for _, share, recipe in recipes])
+        rows = measured(bench, points, params["every"], partial(by_design, bench))["points"]
     finally:
         bench.ids = held
     for (candidate, _, _), row in zip(recipes, rows, strict=True):
@@ -114,29 +115,49 @@ def search(loaded: dict[str, Bench], params: dict) -> list[dict[str, Any]]:
     return rows
 
 
-def cost_curves(bench: Bench, wanted_by: Sequence[Candidate], params: dict) -> dict[str, Curves]:
-    """Costs of dropping for each way to treat the head: one fit and one pass for the blocks, which are the same in all."""
-    heads = list(dict.fromkeys(c["head"] for c in wanted_by if c["allocation"] == "spread"))
-    if not heads:
-        return {}
-    options = parts_of(wanted_by[0])
+def by_design(bench: Bench, point: Point) -> dict[str, float]:
+    """Share of all weights that a point is to skip; top-k meets it, so that no text has to be counted for every candidate."""
+    return {"skipped": point.change.recipe.skipped(find_sites(bench.model), weights_per_token(bench.model))}
+
+
+def measured_costs(
+    bench: Bench, candidates: Sequence[Candidate], costs: Mapping[str, Any], every: int, calibration: Mapping[str, Any]
+) -> tuple[Plan, dict[str, Curves]]:
+    """The statistics that all candidates share, and the costs of dropping for each way to treat the head.
+
+    The candidates have the same parts at the blocks, and nothing that is fitted depends on densities or allocations: one fit
+    does for all, and one pass for the blocks' costs.
+    """
+    options = parts_of(candidates[0])
+    heads = list(dict.fromkeys(c["head"] for c in candidates))
     fitted = fit(combined(0.5, **{**options, "head": "dense" if heads == ["dense"] else "inputs"}), bench.fitted, bench.tokenizer,
-                 **params.get("fitted", common.CALIBRATION))
+                 **calibration)
     found: dict[str, Curves] = {}
-    for head in heads:
-        recipe = combined(0.5, **{**options, "head": head})
-        sites = {rule.site for rule in recipe.rules}
-        widths = {name: width for name, width in fitted.widths.items() if name.partition(".")[2] in sites}
-        plan = Plan(recipe, fitted.tensors, widths)
+    for head in dict.fromkeys(c["head"] for c in candidates if c["allocation"] == "spread"):
+        plan = carried(fitted, combined(0.5, **{**options, "head": head}))
         known = next(iter(found.values()), None)
-        found[head] = curves(plan, bench.fitted, bench.tokenizer, every=params["head_every"], known=known, **params["costs"])
-    return found
+        found[head] = curves(plan, bench.fitted, bench.tokenizer, every=every, known=known, **costs)
+    return fitted, found
+
+
+def carried(fitted: Plan, recipe: Recipe) -> Plan:
+    """The same statistics under a recipe with the same parts, some sites or repairs without statistics left out or added."""
+    sites = {rule.site for rule in recipe.rules}
+    tensors, widths = ({name: value for name, value in found.items() if name.split(".")[1] in sites}
+                       for found in (fitted.tensors, fitted.widths))
+    return Plan(recipe, tensors, widths, fitted.calibration)
+
+
+def made(fitted: Plan, found: Sequence[tuple[float, Recipe | str]]) -> list[Point]:
+    """Points of recipes that share one fit."""
+    return points_of(found, (carried(fitted, recipe) for _, recipe in found if isinstance(recipe, Recipe)))
 
 
 def held_out(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
     """One candidate on evaluation text."""
     bench = bench_for(loaded, params["model"], params["text"])
-    points = points_of(bench, params["candidate"], params["shares"], params["costs"], params["head_every"], params["calibration"])
+    points = candidate_points(bench, params["candidate"], params["shares"], params["costs"], params["head_every"],
+                              params["calibration"])
     return measured(bench, points, params["every"])
 
 
@@ -157,17 +178,23 @@ def chosen(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def current() -> dict[str, Any]:
-    """The candidate that the kept search chose, `DEFAULT` where there is none."""
-    return results.load("compare_search").data["chosen"] if "compare_search" in results.names() else dict(DEFAULT)
+    """The candidate that the kept search chose.
+
+    Raises
+    ------
+    SparsityError
+        If no search was kept.
+    """
+    return dict(results.load("compare_search").data["chosen"])
 
 
-def points_of(
+def candidate_points(
     bench: Bench, candidate: Candidate, shares: Sequence[float], costs: Mapping[str, Any], every: int,
-    calibration: Mapping[str, Any] = common.CALIBRATION,
+    calibration: Mapping[str, Any],
 ) -> list[Point]:
     """A candidate at every share, its costs measured anew."""
-    known = cost_curves(bench, [candidate], {"costs": costs, "head_every": every})
-    return bench.fit(wanted(bench, candidate, shares, known.get(candidate["head"])), calibration)
+    fitted, known = measured_costs(bench, [candidate], costs, every, calibration)
+    return made(fitted, wanted(bench, candidate, shares, known.get(candidate["head"])))
 
 
 def ablations(best: Candidate) -> dict[str, dict[str, Any]]:

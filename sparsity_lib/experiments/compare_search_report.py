@@ -113,7 +113,11 @@ def median_of(values: Sequence[float]) -> Interval:
 
 
 def picture(speed: Data, quality: Data, search: Data) -> dict[str, dict[str, list[tuple[float, Interval]]]]:
-    """model -> method -> [(times the dense decoder's speed, KL)]: quality against measured decode speed."""
+    """model -> method -> [(times the dense decoder's speed, KL)]: quality against measured decode speed.
+
+    Both of tokens that are made sparse. A method that leaves a share of each sequence dense was compared at the share that it
+    skips over all tokens, of whose KL the dense ones have none.
+    """
     found: dict[str, dict[str, list[tuple[float, Interval]]]] = {}
     for model, rows in speed.items():
         for row in rows:
@@ -123,8 +127,9 @@ def picture(speed: Data, quality: Data, search: Data) -> dict[str, dict[str, lis
                 own = held_out(search, model, "chosen", row["share"])
                 kl = None if own is None else own.divergence()
             else:
-                known = curve(quality, model, row["method"])
-                kl = None if known is None else known.kl_at(row["skipped"])
+                known, part = curve(quality, model, row["method"]), row["token_share"]
+                kl = None if known is None else known.kl_at(row["skipped"] * part)
+                kl = None if kl is None else Interval(*(each / part for each in (kl.value, kl.low, kl.high)))
             if kl is not None:
                 found.setdefault(model, {}).setdefault(row["method"], []).append((row["ratio"], kl))
     return {model: {method: sorted(points, key=lambda p: p[0]) for method, points in methods.items()}

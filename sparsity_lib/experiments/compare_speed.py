@@ -14,8 +14,8 @@ from sparsity_lib.bench.timing import ReadBandwidth, interleaved
 from sparsity_lib.decode import Decoder, ModelSource
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.experiments import common
-from sparsity_lib.experiments.compare_common import DTYPE, Bench, Point, bench_for
-from sparsity_lib.experiments.compare_search import COSTS, current
+from sparsity_lib.experiments.compare_common import DTYPE, WEIGHTS, Bench, Point, bench_for, maker
+from sparsity_lib.experiments.compare_search import COSTS, HEAD_EVERY, current
 from sparsity_lib.experiments.compare_tasks import point_of
 from sparsity_lib.parts.scores import Relative
 
@@ -30,26 +30,33 @@ CALIBRATION = {"tokens": 2048, "length": 256, "seed": 0}
 
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
-    """One item a model, method and share: the sparse decoder beside the dense one, in the same rounds."""
+    """One item a model, method and share: the sparse decoder beside the dense one, in the same rounds. After the search."""
     data: dict[str, Any] = {}
+    candidate = current()
     for name in common.MODELS:
         loaded: dict[str, Bench] = {}
         for method in METHODS:
+            searched = {"costs": COSTS, "head_every": HEAD_EVERY[name], "candidate": candidate} if method == "spread" else {}
             for share in SHARES[name]:
                 params = {"model": name, "method": method, "share": share, "prompt": PROMPT, "tokens": TOKENS, "dtype": DTYPE,
-                          "calibration": CALIBRATION, "threads": torch.get_num_threads(),
-                          **({"costs": COSTS, "candidate": current()} if method == "spread" else {})}
+                          "calibration": CALIBRATION, "threads": torch.get_num_threads(), **searched}
                 found = checkpoint.item(params, partial(_item, loaded, params))
                 data.setdefault(name, []).append({"method": method, "share": share, **found})
                 print(f"{name} {method} {share}: {found.get('ratio', found.get('reason'))}", flush=True)
     return data, {"methods": METHODS, "shares": SHARES, "prompt": PROMPT, "tokens": TOKENS, "dtype": DTYPE,
-                  "calibration": CALIBRATION, "threads": torch.get_num_threads()}, [0]
+                  "calibration": CALIBRATION, "costs": COSTS, "candidate": candidate, "threads": torch.get_num_threads()}, [0]
 
 
 def _item(loaded: dict[str, Bench], params: Mapping[str, Any]) -> dict[str, Any]:
     bench = bench_for(loaded, params["model"], {"sequences": 2, "length": PROMPT + TOKENS + WARMUP})
-    point = point_of(bench, params["method"], params["share"], calibration=params["calibration"])
+    shares = [asked(params["method"], share) for share in SHARES[params["model"]]]
+    point = point_of(bench, params, asked(params["method"], params["share"]), shares)
     return measure(bench, point, params["prompt"])
+
+
+def asked(method: str, share: float) -> float:
+    """The share, counted over whole sequences, with which a sparse token skips `share`: those that are decoded are all sparse."""
+    return share * (1.0 if method in (*WEIGHTS, "spread") else maker(method)(0.5).token_share)
 
 
 def measure(bench: Bench, point: Point, prompt: int) -> dict[str, Any]:
@@ -64,8 +71,9 @@ def measure(bench: Bench, point: Point, prompt: int) -> dict[str, Any]:
         sparse = _sparse(source, point, capacity)
     except SparsityError as error:
         return {"reason": str(error)}
+    token_share = point.change.recipe.token_share
     return {**_timed({"dense": Decoder(source, capacity=capacity), "sparse": sparse}, bench.ids[:1], prompt),
-            "skipped": bench.shares(point)["skipped"]}
+            "skipped": bench.shares(point)["skipped"] / token_share, "token_share": token_share}
 
 
 def _sparse(source: ModelSource, point: Point, capacity: int) -> Decoder:
