@@ -170,6 +170,22 @@ def test_protocol_changes_one_thing_at_a_time(bench, monkeypatch):
     assert [len(each) for each in compare_protocol.settings().values()][0] == 4
 
 
+def test_the_usual_protocol_begins_every_effect_and_is_measured_once(monkeypatch):
+    monkeypatch.setattr(compare_protocol, "measure", lambda loaded, params: [
+        {"change": change, "measured": (params["effect"], str(change))} for change in params["changes"]])
+    checkpoint = Checkpoint()
+    data, _, _ = compare_protocol.run(checkpoint)
+    changes = [str(sorted(change.items())) for params in checkpoint.seen for change in params["changes"]
+               if params["model"] == common.MODELS[0] and params["method"] == "teal"]
+    assert len(changes) == len(set(changes))
+    own = data[common.MODELS[0]]["teal"]
+    for effect, wanted in compare_protocol.settings().items():
+        assert [row["change"] for row in own[effect]] == wanted and compare_protocol.usual(wanted[0])
+        assert sum(compare_protocol.usual(change) for change in wanted) == 1
+        assert own[effect][0]["measured"] == ("tokens", "{'token_share': 1.0}")
+    assert [row["change"]["token_share"] for row in data[common.MODELS[0]]["griffin"]["tokens"]] == [0.5, 0.1]
+
+
 @pytest.mark.skipif(library.path() is None, reason="no compiled library")
 def test_speed_is_measured_where_the_decoder_can_and_refused_by_name_elsewhere(bench, monkeypatch):
     read = type("Read", (), {"bytes": 1, "__call__": lambda self, turn: None})
