@@ -10,20 +10,22 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from sparsity_lib.accounting import account
+from sparsity_lib.accounting import account, weights_per_token
 from sparsity_lib.errors import SparsityError, unknown
 from sparsity_lib.evaluate.quality import Change
 from sparsity_lib.experiments import common
 from sparsity_lib.experiments.scap_common import shares as counted_shares
-from sparsity_lib.fit import fit_many
+from sparsity_lib.fit import calibration_stream, fit_many
 from sparsity_lib.install import installed
 from sparsity_lib.methods import METHODS, teal_greedy, with_head
 from sparsity_lib.methods.larosa import density_for_share
 from sparsity_lib.overheads import overheads
 from sparsity_lib.parts.select import TopK
+from sparsity_lib.passes import Text
 from sparsity_lib.plan import Plan
 from sparsity_lib.recipe import Recipe
-from sparsity_lib.weights import WeightPruning, pruned_weights
+from sparsity_lib.sites import SiteMap, find_sites
+from sparsity_lib.weights import WeightPruning, input_rms, pruned_weights
 
 #: Methods whose masks are taken at the gate, at the inputs of linears, at these and the head; what prunes weights.
 GATE_SIDE = ("cats", "claws", "gaussian", "griffin", "oracle", "random")
@@ -153,9 +155,13 @@ class Bench:
         if sparsity > 0.98:
             return Point(share, None, {"reason": f"A share of {share:.3f} is more than the blocks' weights are."})
         pruning = WeightPruning(TopK(1 - sparsity), method)
-        # Statistics of the float32 model would need its weights twice: those of the model that runs are as good.
-        change = partial(pruned_weights, self.model, pruning, self.tokenizer, **calibration)
-        return Point(share, change, {"pruning": pruning.to_json()})
+        rms = self.once(["rms", dict(calibration)], lambda: self._rms(**calibration)) if method == "wanda" else None
+        return Point(share, partial(pruned_weights, self.model, pruning, rms=rms), {"pruning": pruning.to_json()})
+
+    def _rms(self, tokens: int, length: int, seed: int = 0, source: str | None = None) -> dict[str, Tensor]:
+        """Wanda's statistics, of the model that runs: those of the float32 one would need its weights twice."""
+        stream, _ = calibration_stream(self.tokenizer, None, None, tokens, length, source, seed, 1)
+        return input_rms(Text(self.model, stream), list(find_sites(self.model).sites.values()))
 
     def within(self, point: Point) -> AbstractContextManager:
         """The context in which the running model is changed."""
@@ -175,10 +181,7 @@ class Bench:
                 "repair_weights": counted.repair_weights, "dense_weights": counted.dense_weights, "extra": extra}
 
 
-def _sites_and_weights(model: nn.Module) -> tuple[Any, int]:
-    from sparsity_lib.accounting import weights_per_token
-    from sparsity_lib.sites import find_sites
-
+def _sites_and_weights(model: nn.Module) -> tuple[SiteMap, int]:
     return find_sites(model), weights_per_token(model)
 
 
