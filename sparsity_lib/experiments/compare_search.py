@@ -50,27 +50,39 @@ def candidates(blocks: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a model and choice of parts at the blocks; then one a model for the candidate chosen, and one an ablation."""
-    data: dict[str, Any] = {name: {"search": []} for name in common.MODELS}
-    for name in common.MODELS:
-        loaded: dict[str, Bench] = {}
-        for blocks in BLOCKS:
-            params = {"model": name, "candidates": candidates(blocks), "shares": SHARES, "fitted": FITTED, "costs": COSTS,
-                      "judged": JUDGED, "head_every": HEAD_EVERY[name], "every": JUDGED_EVERY[name], "dtype": DTYPE}
-            data[name]["search"] += checkpoint.item(params, partial(search, loaded, params))
-            print(f"{name} {blocks} done", flush=True)
+    data: dict[str, Any] = {name: {"search": searched(checkpoint, name)} for name in common.MODELS}
     best = chosen({name: data[name]["search"] for name in data})
     for name in common.MODELS:
-        loaded = {}
-        for label, candidate in {"chosen": best, **ablations(best)}.items():
-            params = {"model": name, "candidate": candidate, "shares": SHARES, "costs": COSTS, "text": TEXT, "every": EVERY[name],
-                      "head_every": HEAD_EVERY[name], "calibration": common.CALIBRATION, "dtype": DTYPE}
-            found = checkpoint.item(params, partial(held_out, loaded, params))
-            data[name].setdefault("held out", {})[label] = {"candidate": candidate, "points": found["points"]}
-            data[name].update(dense=found["dense"], ids=found["ids"])
-            print(f"{name} {label} done", flush=True)
+        data[name] |= tried(checkpoint, name, best)
     return {"chosen": best, "models": data}, {
         "blocks": BLOCKS, "heads": HEADS, "allocations": ALLOCATIONS, "shares": SHARES, "fitted": FITTED, "costs": COSTS,
         "judged": JUDGED, "text": TEXT, "every": EVERY, "dtype": DTYPE, "calibration": common.CALIBRATION}, [0, 5, 9]
+
+
+def searched(checkpoint, name: str) -> list[dict[str, Any]]:
+    """Every candidate on one model; no evaluation text is looked at."""
+    loaded: dict[str, Bench] = {}
+    rows: list[dict[str, Any]] = []
+    for blocks in BLOCKS:
+        params = {"model": name, "candidates": candidates(blocks), "shares": SHARES, "fitted": FITTED, "costs": COSTS,
+                  "judged": JUDGED, "head_every": HEAD_EVERY[name], "every": JUDGED_EVERY[name], "dtype": DTYPE}
+        rows += checkpoint.item(params, partial(search, loaded, params))
+        print(f"{name} {blocks} done", flush=True)
+    return rows
+
+
+def tried(checkpoint, name: str, best: Candidate) -> dict[str, Any]:
+    """The candidate chosen on all models, and its ablations, held out on one."""
+    loaded: dict[str, Bench] = {}
+    data: dict[str, Any] = {"held out": {}}
+    for label, candidate in {"chosen": best, **ablations(best)}.items():
+        params = {"model": name, "candidate": candidate, "shares": SHARES, "costs": COSTS, "text": TEXT, "every": EVERY[name],
+                  "head_every": HEAD_EVERY[name], "calibration": common.CALIBRATION, "dtype": DTYPE}
+        found = checkpoint.item(params, partial(held_out, loaded, params))
+        data["held out"][label] = {"candidate": candidate, "points": found["points"]}
+        data.update(dense=found["dense"], ids=found["ids"])
+        print(f"{name} {label} done", flush=True)
+    return data
 
 
 def parts_of(candidate: Candidate) -> dict[str, Any]:
