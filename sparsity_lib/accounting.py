@@ -5,7 +5,8 @@ Rules. A weight is read by a token if it takes part in a product that is not kno
 - The head counts in full, unless a recipe drops its inputs. Embedding tables (tokens, positions) count one row a token;
   where the head is tied to the token table, the table counts as the head.
 - Experts: those the token is routed to. Norms, biases, convolutions and the router count in full.
-- What a repair reads on top (a low-rank product) counts in full, for every token.
+- What a repair reads on top (a low-rank product) counts in full, for every token. What a transform reads that is not absorbed
+  (a rotation) is told apart (`Account.transform_weights`): it is in no share.
 - An entry that is zero by itself (as after a ReLU) needs no weights, like one that was dropped; a neuron that was chosen
   before its gate is known does.
 The share skipped is 1 - read / read by the dense model. Papers count otherwise (`Account.paper_counts`).

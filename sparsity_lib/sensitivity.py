@@ -57,7 +57,7 @@ class Curves:
     fixed
         Weights that the recipe's repairs read on top whatever is dropped.
     total
-        Weights that the dense model reads for a token.
+        Weights that the dense model reads for a token, head included.
     described
         The text; plain data.
     """

@@ -56,6 +56,8 @@ def combined(
 def spread(model: nn.Module, tokenizer=None, *, shares: Sequence[float], costs: dict | None = None, **options) -> list[Recipe]:
     """Recipes that leave each of `shares` of all weights unread, the budget shared by what every site costs.
 
+    Counted as `account` does: of all weights, the head's included, and with what the repairs read; rotations come on top.
+
         recipes = spread(model, tokenizer, shares=[0.4, 0.5, 0.6])
         plans = fit_many(recipes, model, tokenizer)
 
