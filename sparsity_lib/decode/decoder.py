@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsity_lib.checks import count
 from sparsity_lib.decode import structures
 from sparsity_lib.decode.granular import Granular, GranularSource
-from sparsity_lib.decode.rules import PLACES, Choice, check_sites, choice_of
+from sparsity_lib.decode.rules import PLACES, Choice, check_once, check_sites, choice_of
 from sparsity_lib.decode.sources import ModelSource, RandomSource
 from sparsity_lib.errors import SparsityError, refuse
 from sparsity_lib.install import installed, installed_on
@@ -31,13 +31,6 @@ _CACHES = {torch.float32: 0, torch.bfloat16: 1}
 def source_of(model: nn.Module) -> ModelSource:
     """A Hugging Face model as the decoder reads it."""
     return GranularSource(model) if model.__dict__.get("_cwic") is not None else ModelSource(model)
-
-
-def _check_once(site: str, choice: Choice | None) -> None:
-    """Raise SparsityError where a rule is asked for in front of a granular projection."""
-    if choice is not None:
-        fix = f"no choice at {site}, or a model converted without this projection"
-        raise SparsityError(f"At site {site} stripes drop inputs already, each by its own thresholds. Fix: {fix}.")
 
 
 class Decoder:
@@ -193,7 +186,7 @@ class Decoder:
         a, own, striped = self.architecture, self.source.head(), self.source.granular_head()
         choice = self._choices(a.layers - 1, HEAD_IN, a.hidden) if self._choices else None
         if striped is not None:
-            _check_once(HEAD_IN, choice)
+            check_once(HEAD_IN, choice)
             stripes, bias = self._stripes([striped])
             return {"head": embedding, "stripes_head": stripes, "head_bias": self._keep(bias)}
 
@@ -227,7 +220,7 @@ class Decoder:
             """Pack the projection behind a site: `matrices` joined to one, by inputs where the site drops any."""
             stripes = [source.granular(i, m) for m in matrices.split()]
             if None not in stripes:
-                _check_once(site, choices[site])
+                check_once(site, choices[site])
                 found, bias = self._stripes(stripes)
                 setattr(layer, f"stripes_{name}", found), setattr(layer, f"{name}_bias", self._keep(bias))
                 return

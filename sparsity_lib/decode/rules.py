@@ -102,3 +102,10 @@ def check_sites(recipe: Recipe) -> None:
     sites = {rule.site for rule in recipe.rules}
     if UP_IN in sites and GATE in sites:
         raise SparsityError("The decoder drops an FFN's inputs or its neurons, not both. Fix: leave 'up_in' or 'gate' out.")
+
+
+def check_once(site: str, choice: Choice | None) -> None:
+    """Raise SparsityError where a rule is asked for in front of a granular projection."""
+    if choice is not None:
+        fix = f"no choice at {site}, or a model converted without this projection"
+        raise SparsityError(f"At site {site} stripes drop inputs already, each by its own thresholds. Fix: {fix}.")
