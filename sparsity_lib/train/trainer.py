@@ -1,6 +1,6 @@
 """One training loop for everything that the book trains: any module, any loss, one process or many.
 
-    accelerate launch --num_processes 2 train.py      # the same call to `train` in each process; torchrun does as well
+    accelerate launch --num_processes 2 train.py      # the same call to `train` in each process; without GPUs: torchrun
 
 What happens at step t is a function of the recipe, the data and the weights, and of nothing else: the order of the
 rows is known beforehand, and random generators are seeded anew at every step. So a run that was killed goes on from
@@ -139,8 +139,10 @@ class _Run:
     def __init__(self, module, loss, data, recipe: TrainRecipe, folder: Path | None, scale, extra: Mapping[str, Any],
                  blocks: Sequence[nn.Module] | None) -> None:
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # an expert may get no token of a batch
+        # Without a GPU, accelerate takes each of torchrun's processes for the only one unless it is told.
+        cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
         # Mixed precision is ours (torch.autocast), because accelerate fixes it once for a whole process.
-        self.accelerator = Accelerator(mixed_precision="no", device_placement=False, kwargs_handlers=[unused])
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no", device_placement=False, kwargs_handlers=[unused])
         if self.accelerator.distributed_type not in _PLAIN:
             raise SparsityError(
                 f"{self.accelerator.distributed_type.value} splits the weights in a way that these checkpoints do not know. "
