@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from functools import partial
@@ -74,7 +75,8 @@ def log(tmp_path):
 def tasks(log, *kinds):
     """Of `sweep_tasks`, by name; a kind may be (name, further argument)."""
     named = [kind if isinstance(kind, tuple) else (kind,) for kind in kinds]
-    return [sweep.Task(f"task {n}", partial(getattr(sweep_tasks, name), n, str(log), *more)) for n, (name, *more) in enumerate(named)]
+    return [sweep.Task(f"task {n}", partial(getattr(sweep_tasks, name), n, str(log), *more))
+            for n, (name, *more) in enumerate(named)]
 
 
 def kept(jobs, where=None):
@@ -152,7 +154,6 @@ def test_here_one_after_another_until_one_fails(log):
 
 
 def test_processes_share_the_cores_and_lose_nothing(log, monkeypatch):
-    """The fails: one task that raises, one whose exception does not travel, one without a value, one that is killed twice."""
     found, error = kept(tasks(log, "square", ("dies", 2), "square"), 2)
     assert error is None and squares(found) == {0: 0, 1: 1, 2: 4} and runs(log, 1) == 3
     assert os.getpid() not in {values[0]["process"] for values in found.values()}
@@ -369,5 +370,5 @@ class Cluster:
             process.terminate()
             try:
                 process.communicate(timeout=20)
-            except TimeoutError:
+            except subprocess.TimeoutExpired:
                 process.kill()
