@@ -9,6 +9,16 @@ from pathlib import Path
 LONG = 300_000
 
 
+def stub(folder: Path) -> Path:
+    """A folder for `sys.path`, with the library's modules and without what its package imports first: that takes seconds, and
+    sweeps need none of it."""
+    import sparsity_lib
+
+    (folder / "sparsity_lib").mkdir(parents=True)
+    (folder / "sparsity_lib" / "__init__.py").write_text(f"__path__ = {list(sparsity_lib.__path__)!r}\n")
+    return folder
+
+
 def _begin(n: int, folder: str) -> Path:
     path = Path(folder) / f"{n}.{os.getpid()}"
     path.write_text("")

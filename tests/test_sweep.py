@@ -14,7 +14,6 @@ import pytest
 import sweep_tasks
 from processes import start
 
-import sparsity_lib
 from sparsity_lib import project, results, sweep, sweep_processes
 from sparsity_lib.errors import SparsityError
 
@@ -37,11 +36,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def stub(tmp_path_factory):
-    """The library's modules without what its package imports first: that takes seconds, and sweeps need none of it."""
-    folder = tmp_path_factory.mktemp("stub")
-    (folder / "sparsity_lib").mkdir()
-    (folder / "sparsity_lib" / "__init__.py").write_text(f"__path__ = {list(sparsity_lib.__path__)!r}\n")
-    return folder
+    return sweep_tasks.stub(tmp_path_factory.mktemp("stub"))
 
 
 @pytest.fixture(scope="module")
