@@ -4,10 +4,10 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -240,15 +240,16 @@ def test_processes_end_with_a_client_that_is_killed(stub, log):
         until(lambda process=int(file.suffix[1:]): not Path(f"/proc/{process}").exists(), 10)
 
 
+@pytest.fixture(scope="module")
+def cluster(stub, checkout, tmp_path_factory):
+    made = Cluster(stub, checkout, tmp_path_factory.mktemp("dask"))
+    yield made
+    made.kill()
+
+
+@pytest.mark.skipif(find_spec("distributed") is None, reason="the extra 'cluster' is not installed")
 class TestCluster:
     """A scheduler and its workers on the loopback interface."""
-
-    @pytest.fixture(scope="class")
-    def cluster(self, stub, checkout, tmp_path_factory):
-        pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
-        made = Cluster(stub, checkout, tmp_path_factory.mktemp("dask"))
-        yield made
-        made.close()
 
     def test_a_worker_that_dies_is_replaced(self, cluster, log):
         found, error = kept(tasks(log, "square", ("dies", 1), *["square"] * 4), cluster.address)
@@ -290,7 +291,6 @@ class TestCluster:
         assert stored() == {n: n**2 for n in range(6)} and runs(log, 0) == runs(log, 1) == 1
 
     def test_no_scheduler(self, log, monkeypatch):
-        pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
         from sparsity_lib import sweep_cluster
 
         monkeypatch.setattr(sweep_cluster, "CONNECT", 0.5)
@@ -299,7 +299,6 @@ class TestCluster:
         assert isinstance(error, SparsityError) and f"no Dask scheduler answers at {address}" in str(error)
 
     def test_workers_of_several_threads_are_refused(self):
-        pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
         from sparsity_lib import sweep_cluster
 
         class Client:
@@ -344,7 +343,8 @@ class Cluster:
              "--local-directory", str(self.folder)),
         )):
             self.processes.append(start(
-                "-m", f"distributed.cli.dask_{arguments[0]}", *arguments[1:], env=self.environment, cwd=self.folder))
+                "-m", f"distributed.cli.dask_{arguments[0]}", *arguments[1:], env=self.environment, cwd=self.folder,
+                start_new_session=True))
             if number == 0:
                 until(self._answers)
 
@@ -353,17 +353,13 @@ class Cluster:
             return trying.connect_ex(("127.0.0.1", self.port)) == 0
 
     def restart(self):
-        """Kill the scheduler without warning, end the workers, start both anew at the same address."""
-        scheduler, workers = self.processes
-        scheduler.kill()
-        self.close()
-        self.processes = []
+        """All of it dies without warning, and is started anew at the same address."""
+        self.kill()
         self._start()
 
-    def close(self):
-        for process in reversed(self.processes):
-            process.terminate()
-            try:
-                process.communicate(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    def kill(self):
+        """End the scheduler, then the workers with the processes they started."""
+        for process in self.processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate(timeout=20)
+        self.processes = []
