@@ -58,7 +58,7 @@ class Cluster:
                 self._check({worker: threads[worker] for worker in threads.keys() - self._checked})
             except _GONE as error:
                 raise self._lost() from error
-            self._slots, self._counted = len(threads), time.monotonic()
+            self._slots, self._counted = len(threads.keys() & self._checked), time.monotonic()
             if not threads and not self._waits:
                 print(f"{self._address} has no workers: the sweep waits for the first.", file=sys.stderr, flush=True)
             self._waits = not threads
@@ -70,7 +70,7 @@ class Cluster:
         found = self._client.run(_code, workers=list(fresh), on_error="return")
         for worker, code in found.items():
             if isinstance(code, OSError):
-                continue  # it has just left
+                continue  # it has just left, or is asked again
             if isinstance(code, BaseException):
                 raise SparsityError(f"worker {worker} cannot tell which code it runs: {type(code).__name__}: {code}")
             if code != self._code:
