@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import sys
 import time
 from concurrent.futures import CancelledError
@@ -93,7 +94,7 @@ class Cluster:
 
     def start(self, index: int, task: sweep.Task) -> None:
         try:
-            future = self._client.submit(_answer, task.compute, key=f"{task.name}-{uuid4().hex}", pure=False)
+            future = self._client.submit(_answer, pickle.dumps(task.compute), key=f"{task.name}-{uuid4().hex}", pure=False)
         except _GONE as error:
             raise self._lost() from error
         self._running[index] = task, future
@@ -139,5 +140,6 @@ def _code() -> str:
     return project.code_hash()
 
 
-def _answer(compute: Any) -> str:
-    return sweep.answer(compute, _code())
+def _answer(task: bytes) -> str:
+    """In a worker: read here what to compute, where a module that is missing fails the task and not the connection."""
+    return sweep.answer(pickle.loads(task), _code())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -262,6 +263,8 @@ class TestCluster:
         assert squares(found) == {0: 0} and runs(log, 1) == 2
         _, error = kept(tasks(log, "fails"), cluster.address)
         assert isinstance(error, ValueError) and "no value for 0" in str(error)
+        _, error = kept([sweep.Task("here only", partial(runs, log, 0))], cluster.address)
+        assert isinstance(error, ImportError) and __name__ in str(error)
 
     def test_ctrl_c_keeps_what_workers_finished(self, cluster, stub, log):
         interrupted_and_resumed(stub, log, SPARSITY_CLUSTER=cluster.address)
@@ -331,8 +334,9 @@ class Cluster:
         self.port, self.folder = free_port(), folder
         self.address = f"tcp://127.0.0.1:{self.port}"
         self.environment = {
-            **os.environ, project.SWITCH: str(checkout), "PYTHONPATH": os.pathsep.join(map(str, (stub, TESTS))),
+            **os.environ, project.SWITCH: str(checkout), "PYTHONPATH": os.pathsep.join(map(str, (stub, folder))),
             "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
+        shutil.copy(sweep_tasks.__file__, folder)
         self.processes = []
         self._start()
 
