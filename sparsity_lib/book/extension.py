@@ -1,0 +1,63 @@
+"""The Sphinx extension of the book: text that the build computes, pasted where a page asks for it.
+
+    :::{computed} claims-blocks SCAP          {computed}`claims-summary`
+    :::
+
+Nothing is executed that a page contains; both only call functions named in `computed.BLOCKS` and `computed.WORDS`. So the
+same text is there in the full build and in the one from committed outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+from sparsity_lib.book import docstrings, explorer, rerun
+from sparsity_lib.book.computed import BLOCKS, WORDS, compute
+from sparsity_lib.errors import SparsityError
+
+
+class Computed(SphinxDirective):
+    """A block of MyST text that a function of the library returns."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        name, _, argument = self.arguments[0].partition(" ")
+        try:
+            text = compute(name, argument.strip(), BLOCKS)
+        except SparsityError as error:
+            raise self.error(str(error)) from error
+        holder = nodes.Element()
+        self.state.nested_parse(StringList(text.splitlines(), source=self.get_location()), self.content_offset, holder)
+        return holder.children
+
+
+class ComputedWords(SphinxRole):
+    """A few words that a function of the library returns."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        name, _, argument = self.text.partition(" ")
+        try:
+            text = compute(name, argument.strip(), WORDS)
+        except SparsityError as error:
+            message = self.inliner.reporter.error(str(error), line=self.lineno)
+            return [], [message]
+        return [nodes.Text(text)], []
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register everything; called by Sphinx."""
+    app.add_directive("computed", Computed)
+    app.add_role("computed", ComputedWords())
+    app.setup_extension("sphinx.ext.autodoc")
+    app.setup_extension("sphinx.ext.napoleon")
+    app.connect("autodoc-process-docstring", docstrings.process, priority=400)  # before napoleon's
+    app.connect("doctree-read", rerun.place)
+    app.connect("html-page-context", explorer.scripts)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
