@@ -5,40 +5,36 @@
   if (!holder) return;
   const data = JSON.parse(holder.textContent);
   const $ = (name) => document.getElementById("explorer-" + name);
-  const SKIPPED = 0, OWN = 1, KL = 2, LOW = 3, HIGH = 4, PPL = 5;
-  const BOX = { left: 52, right: 628, top: 12, bottom: 278 }, SVG = "http://www.w3.org/2000/svg";
-  const LEAST = 0.005, MOST = 10;
+  /* Columns of a point. */
+  const SKIPPED = 0, OWN = 1, KL = 2, LOW = 3, HIGH = 4, PPL = 5, SHOWN = 6;
+  const BOX = { left: 58, right: 626, top: 12, bottom: 282 }, WIDTH = 640, SVG = "http://www.w3.org/2000/svg";
+  const ALL = "all";
 
   const percent = (share) => Math.round(100 * share) + "%";
-  const digits = (v) => (v >= 100 ? v.toFixed(0) : v >= 10 ? v.toFixed(1) : v >= 1 ? v.toFixed(2) : v.toFixed(3));
+  const digits = (v) => (v >= 1000 ? v.toExponential(1) : v >= 100 ? v.toFixed(0) : v >= 10 ? v.toFixed(1) : v >= 1 ? v.toFixed(2) : v.toFixed(3));
+  const interval = (p) => digits(p[KL]) + " [" + digits(p[LOW]) + ", " + digits(p[HIGH]) + "]";
 
-  /* A curve read at one share: logarithms are linear between neighbours; null outside of what was measured. */
+  /* A curve read at one share: KL and perplexity lie on lines of logarithms between neighbours; null outside of what was measured. */
   function read(points, share) {
-    if (!points || share < points[0][SKIPPED] || share > points[points.length - 1][SKIPPED]) return null;
+    if (share < points[0][SKIPPED] || share > points[points.length - 1][SKIPPED]) return null;
     let i = 1;
     while (i < points.length - 1 && points[i][SKIPPED] < share) i += 1;
     const a = points[i - 1], b = points[i], gap = b[SKIPPED] - a[SKIPPED], w = gap > 0 ? (share - a[SKIPPED]) / gap : 0;
-    return a.map((value, k) => k === SKIPPED ? share : k === OWN ? value + w * (b[k] - value)
-      : Math.exp(Math.log(Math.max(value, 1e-9)) * (1 - w) + Math.log(Math.max(b[k], 1e-9)) * w));
+    const log = (v) => Math.log(Math.max(v, 1e-12));
+    return a.map((v, k) => (k >= KL && k <= PPL ? Math.exp(log(v) * (1 - w) + log(b[k]) * w) : v + w * (b[k] - v)));
   }
 
-  /* Times as fast as dense: time is linear in the share between measured settings; null beyond them. */
-  function speed(model, method, share) {
-    const measured = data.models[model].speeds[data.methods[method].place] || [];
-    if (measured.length < 2 || share > measured[measured.length - 1][0] * 1.02) return null;
-    for (let i = 1; i < measured.length; i += 1) {
-      const [x0, r0] = measured[i - 1], [x1, r1] = measured[i];
-      if (share <= x1 || i === measured.length - 1) return 1 / (1 / r0 + (1 / r1 - 1 / r0) * (share - x0) / (x1 - x0));
-    }
-    return null;
+  /* Times as fast as dense: time lies on a line between measured settings; null beyond them. */
+  function speed(curve, share) {
+    const known = curve.speeds;
+    if (known.length < 2 || share > known[known.length - 1][0] * 1.02) return null;
+    let i = 1;
+    while (i < known.length - 1 && known[i][0] < share) i += 1;
+    const [x0, r0] = known[i - 1], [x1, r1] = known[i], w = Math.min(1, (share - x0) / (x1 - x0));
+    return 1 / ((1 - w) / r0 + w / r1);
   }
 
-  const x = (share) => BOX.left + (BOX.right - BOX.left) * share / 0.6;
-  function y(kl) {
-    const t = (Math.log(kl) - Math.log(LEAST)) / (Math.log(MOST) - Math.log(LEAST));
-    return BOX.bottom - (BOX.bottom - BOX.top) * Math.min(1, Math.max(0, t));
-  }
-  function draw(parent, name, attributes, text) {
+  function element(parent, name, attributes, text) {
     const node = document.createElementNS(SVG, name);
     for (const key of Object.keys(attributes)) node.setAttribute(key, attributes[key]);
     if (text !== undefined) node.textContent = text;
@@ -46,32 +42,53 @@
     return node;
   }
 
-  function chart(model, method, share) {
-    const svg = $("chart"), title = $("chart-title"), curves = data.models[model].curves;
+  const curves = () => data.models[$("model").value].curves;
+  const shown = () => Object.keys(curves()).filter((n) => $("sites").value === ALL || curves()[n].sites === $("sites").value);
+  const called = (curve) => curve.label + ($("sites").value === ALL ? ", " + data.sites[curve.sites] : "") + (curve.bound ? " (a bound)" : "");
+
+  /* The axes: shares up to the next ten percent, decades of KL. */
+  function scales() {
+    const points = shown().flatMap((n) => curves()[n].points);
+    const most = Math.ceil(Math.max(...points.map((p) => p[SKIPPED])) * 10 - 1e-9) / 10;
+    const low = Math.floor(Math.log10(Math.max(1e-4, Math.min(...points.map((p) => p[KL])))));
+    const high = Math.ceil(Math.log10(Math.max(...points.map((p) => p[KL]))));
+    const clamp = (t) => Math.min(1, Math.max(0, t));
+    return {
+      most, low, high,
+      x: (share) => BOX.left + (BOX.right - BOX.left) * clamp(share / most),
+      y: (kl) => BOX.bottom - (BOX.bottom - BOX.top) * clamp((Math.log10(Math.max(kl, 1e-12)) - low) / (high - low)),
+      share: (px) => most * clamp((px - BOX.left) / (BOX.right - BOX.left)),
+    };
+  }
+
+  function chart(method, share) {
+    const svg = $("chart"), title = $("chart-title"), s = scales(), step = s.most > 0.35 ? 10 : 5;
     while (svg.lastChild !== title) svg.removeChild(svg.lastChild);
-    for (const kl of [0.01, 0.1, 1, 10]) {
-      draw(svg, "line", { x1: BOX.left, x2: BOX.right, y1: y(kl), y2: y(kl), stroke: "#d9d9d9" });
-      draw(svg, "text", { x: BOX.left - 6, y: y(kl) + 4, "text-anchor": "end" }, String(kl));
+    for (let d = s.low; d <= s.high; d += 1) {
+      const kl = Math.pow(10, d);
+      element(svg, "line", { x1: BOX.left, x2: BOX.right, y1: s.y(kl), y2: s.y(kl), class: "grid" });
+      element(svg, "text", { x: BOX.left - 6, y: s.y(kl) + 4, "text-anchor": "end" }, String(Number(kl.toPrecision(1))));
     }
-    for (let p = 0; p <= 60; p += 10) draw(svg, "text", { x: x(p / 100), y: BOX.bottom + 18, "text-anchor": "middle" }, p + "%");
-    draw(svg, "text", { x: (BOX.left + BOX.right) / 2, y: BOX.bottom + 36, "text-anchor": "middle" }, "share of all weights skipped");
-    draw(svg, "text", { x: 12, y: (BOX.top + BOX.bottom) / 2, "text-anchor": "middle",
-      transform: "rotate(-90 12 " + (BOX.top + BOX.bottom) / 2 + ")" }, "KL (nats per token)");
-    const order = Object.keys(curves).filter((m) => m !== method).concat(curves[method] ? [method] : []);
-    for (const m of order) {
-      const points = curves[m], chosen = m === method, look = data.methods[m];
+    for (let p = 0; p <= Math.round(100 * s.most); p += step) {
+      element(svg, "line", { x1: s.x(p / 100), x2: s.x(p / 100), y1: BOX.top, y2: BOX.bottom, class: "grid" });
+      element(svg, "text", { x: s.x(p / 100), y: BOX.bottom + 17, "text-anchor": "middle" }, String(p));
+    }
+    const middle = (BOX.top + BOX.bottom) / 2;
+    element(svg, "text", { x: (BOX.left + BOX.right) / 2, y: BOX.bottom + 38, "text-anchor": "middle" }, "weights skipped (% of all weights)");
+    element(svg, "text", { x: 13, y: middle, "text-anchor": "middle", transform: "rotate(-90 13 " + middle + ")" }, "KL (nats per token)");
+    for (const name of shown().filter((n) => n !== method).concat([method])) {
+      const curve = curves()[name], chosen = name === method, at = (p, k) => s.x(p[SKIPPED]) + "," + s.y(p[k]);
       if (chosen) {
-        const band = points.map((p) => x(p[SKIPPED]) + "," + y(p[LOW])).concat(
-          points.slice().reverse().map((p) => x(p[SKIPPED]) + "," + y(p[HIGH])));
-        draw(svg, "polygon", { points: band.join(" "), fill: look.color, opacity: 0.2 });
+        const band = curve.points.map((p) => at(p, LOW)).concat(curve.points.slice().reverse().map((p) => at(p, HIGH)));
+        element(svg, "polygon", { points: band.join(" "), fill: curve.color, opacity: 0.2 });
       }
-      draw(svg, "polyline", { points: points.map((p) => x(p[SKIPPED]) + "," + y(p[KL])).join(" "), fill: "none", stroke: look.color,
-        "stroke-width": chosen ? 3 : 1.2, "stroke-dasharray": look.bound ? "4 4" : "none" });
-      if (chosen) for (const p of points) draw(svg, "circle", { cx: x(p[SKIPPED]), cy: y(p[KL]), r: 3.5, fill: look.color });
+      element(svg, "polyline", { points: curve.points.map((p) => at(p, KL)).join(" "), fill: "none", stroke: curve.color,
+        "stroke-width": chosen ? 3 : 1.3, "stroke-dasharray": curve.dash || "none" });
+      if (chosen) for (const p of curve.points) element(svg, "circle", { cx: s.x(p[SKIPPED]), cy: s.y(p[KL]), r: 3.5, fill: curve.color });
     }
-    draw(svg, "line", { x1: x(share), x2: x(share), y1: BOX.top, y2: BOX.bottom, stroke: "#000", "stroke-dasharray": "2 3" });
-    title.textContent = "KL against share of weights skipped on " + data.models[model].label + "; the chosen method is " +
-      data.methods[method].label + ".";
+    element(svg, "line", { x1: s.x(share), x2: s.x(share), y1: BOX.top, y2: BOX.bottom, stroke: "#000", "stroke-dasharray": "3 3" });
+    title.textContent = "KL to the dense model against the share of all weights skipped, " + data.models[$("model").value].label + ", " +
+      shown().length + " curves, " + called(curves()[method]) + " drawn thick. The table below has the numbers.";
   }
 
   function cell(row, tag, text, scope) {
@@ -82,98 +99,116 @@
     return node;
   }
 
-  function all(model, method, share) {
-    const table = $("all"), found = [];
-    for (const m of Object.keys(data.models[model].curves)) {
-      const point = read(data.models[model].curves[m], share);
-      found.push([m, point, point && speed(model, m, share)]);
-    }
-    found.sort((a, b) => (a[1] ? a[1][KL] : Infinity) - (b[1] ? b[1][KL] : Infinity));
-    table.textContent = "";
-    const head = table.createTHead().insertRow();
-    for (const name of ["method", "KL (nats per token)", "perplexity", "times as fast", "dropped where it decides"]) cell(head, "th", name, "col");
-    const body = table.createTBody();
-    for (const [m, point, fast] of found) {
-      const row = body.insertRow();
-      if (m === method) row.className = "chosen";
-      cell(row, "th", data.methods[m].label + (data.methods[m].bound ? " (a bound)" : ""), "row");
-      cell(row, "td", point ? digits(point[KL]) + " [" + digits(point[LOW]) + ", " + digits(point[HIGH]) + "]" : "not measured here");
+  /* A short piece of the curve's line, before its name. */
+  function swatch(node, curve) {
+    const svg = document.createElementNS(SVG, "svg");
+    svg.setAttribute("viewBox", "0 0 26 8");
+    svg.setAttribute("aria-hidden", "true");
+    element(svg, "line", { x1: 1, x2: 25, y1: 4, y2: 4, stroke: curve.color, "stroke-width": 3, "stroke-dasharray": curve.dash || "none" });
+    node.prepend(svg);
+  }
+
+  function table(method, share) {
+    const all = $("all"), caption = all.caption;
+    const found = shown().map((name) => [name, curves()[name], read(curves()[name].points, share)]);
+    found.sort((a, b) => (a[2] ? a[2][KL] : Infinity) - (b[2] ? b[2][KL] : Infinity));
+    all.textContent = "";
+    all.appendChild(caption);
+    caption.textContent = "All methods with " + percent(share) + " of all weights skipped, the closest to the dense model first.";
+    const head = all.createTHead().insertRow(), body = all.createTBody();
+    for (const name of ["method", "KL [95% interval] (nats per token)", "perplexity", "decoding, times as fast as dense",
+      "dropped at its sites"]) cell(head, "th", name, "col");
+    for (const [name, curve, point] of found) {
+      const row = body.insertRow(), fast = point && !curve.bound ? speed(curve, share) : null;
+      if (name === method) row.className = "chosen";
+      swatch(cell(row, "th", called(curve), "row"), curve);
+      cell(row, "td", point ? interval(point) : "not measured here");
       cell(row, "td", point ? digits(point[PPL]) : "–");
-      cell(row, "td", fast && !data.methods[m].bound ? fast.toFixed(2) : "–");
+      cell(row, "td", fast ? fast.toFixed(2) : "–");
       cell(row, "td", point ? percent(point[OWN]) : "–");
     }
   }
 
-  function mask(model, method, point) {
-    const shown = data.models[model].masks, name = data.methods[method].masks, figure = $("masks");
-    figure.hidden = !(shown && name && point);
+  function mask(method, share, point) {
+    const curve = curves()[method], kept = data.models[$("model").value].masks, figure = $("masks");
+    figure.hidden = !(kept && curve.score && point);
     if (figure.hidden) return;
-    const bytes = atob(shown.ranks[name]), columns = data.masks.channels, rows = shown.tokens.length, size = 7, left = 108;
-    const canvas = $("mask"), context = canvas.getContext("2d"), cut = 255 * point[OWN];
-    canvas.width = left + columns * size;
-    canvas.height = rows * (size + 4);
+    const bytes = atob(kept.ranks[curve.score]), columns = data.masks.channels, rows = kept.tokens.length;
+    const size = 6, gap = 3, left = 96, context = $("mask").getContext("2d"), cut = 255 * point[SHOWN];
+    $("mask").width = left + columns * size;
+    $("mask").height = rows * (size + gap);
     context.fillStyle = "#fff";
-    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.fillRect(0, 0, $("mask").width, $("mask").height);
     context.font = "10px sans-serif";
     context.textBaseline = "middle";
     context.textAlign = "right";
-    let kept = 0;
+    let count = 0;
     for (let r = 0; r < rows; r += 1) {
-      const top = r * (size + 4);
+      const top = r * (size + gap);
       context.fillStyle = "#000";
-      context.fillText(shown.tokens[r].trim().slice(0, 16) || "·", left - 6, top + size / 2 + 2);
+      context.fillText(kept.tokens[r].trim().slice(0, 16) || "·", left - 6, top + size / 2 + 1);
       for (let c = 0; c < columns; c += 1) {
         const keeps = bytes.charCodeAt(r * columns + c) >= cut;
-        kept += keeps ? 1 : 0;
-        context.fillStyle = keeps ? data.methods[method].color : "#ececec";
-        context.fillRect(left + c * size, top + 2, size - 1, size);
+        count += keeps ? 1 : 0;
+        context.fillStyle = keeps ? curve.color : "#e6e6e6";
+        context.fillRect(left + c * size, top, size - 1, size);
       }
     }
-    const where = data.methods[method].place === "neurons" ? "neurons" : "inputs of gate and up";
-    const text = "Which of the first " + columns + " " + (name === "larosa" ? "rotated " : "") + where + " of layer " + shown.layer +
-      " each token keeps (dark) at this share: " + percent(kept / (rows * columns)) + " of those shown.";
-    canvas.setAttribute("aria-label", text);
-    $("mask-text").textContent = text + (data.masks.by[name] === "token" ? " Every token keeps as many." : " A threshold: tokens keep more or fewer.");
+    const rotated = curve.score === "input_rotated" ? "rotated " : "";
+    const text = "A mask of " + curve.label + " with " + percent(share) + " of all weights skipped: which of the first " + columns + " " + rotated +
+      curve.entries + " in layer " + kept.layer + " each token keeps (dark), " + percent(count / (rows * columns)) + " of those shown. " +
+      (data.masks.ranked[curve.score] === "token" ? "Every token keeps as many." : "One threshold decides, so that tokens keep more or fewer.");
+    $("mask").setAttribute("aria-label", text);
+    $("mask-text").textContent = text;
+  }
+
+  function answer(method, share, point) {
+    const curve = curves()[method], label = data.models[$("model").value].label, points = curve.points;
+    if (!point) {
+      return curve.label + " was measured on " + label + " from " + percent(points[0][SKIPPED]) + " to " +
+        percent(points[points.length - 1][SKIPPED]) + " of all weights skipped, not at " + percent(share) + ".";
+    }
+    const fast = curve.bound ? null : speed(curve, share);
+    return curve.label + " on " + label + ", " + percent(share) + " of all weights skipped (" + percent(point[OWN]) + " of the " +
+      data.sites[curve.sites] + "): KL " + interval(point) + ", perplexity " + digits(point[PPL]) + "; " +
+      (curve.bound ? "a bound, not a method." : fast ? "decodes " + fast.toFixed(2) + " times as fast as dense." : "its speed was not measured there.");
   }
 
   function update() {
-    const model = $("model").value, method = $("method").value, share = Number($("share").value) / 100;
-    const point = read(data.models[model].curves[method], share), fast = speed(model, method, share), look = data.methods[method];
+    const method = $("method").value, share = Number($("share").value) / 100, point = read(curves()[method].points, share);
     $("share-text").textContent = percent(share);
     $("share").setAttribute("aria-valuetext", percent(share) + " of all weights skipped");
-    if (point) {
-      $("answer").textContent = look.label + " on " + data.models[model].label + " with " + percent(share) + " of all weights skipped: KL " +
-        digits(point[KL]) + " [" + digits(point[LOW]) + ", " + digits(point[HIGH]) + "], perplexity " + digits(point[PPL]) + ", " +
-        (look.bound ? "a bound, not a method." : fast ? fast.toFixed(2) + " times as fast as dense decoding." : "speed not measured at this share.");
-    } else {
-      const points = data.models[model].curves[method];
-      $("answer").textContent = look.label + " was measured on " + data.models[model].label + " from " + percent(points[0][SKIPPED]) + " to " +
-        percent(points[points.length - 1][SKIPPED]) + " of all weights skipped, not at " + percent(share) + ".";
-    }
-    chart(model, method, share);
-    all(model, method, share);
-    mask(model, method, point);
+    $("answer").textContent = answer(method, share, point);
+    chart(method, share);
+    table(method, share);
+    mask(method, share, point);
   }
 
-  function options(select, names, label) {
-    for (const name of names) {
-      const option = document.createElement("option");
-      option.value = name;
-      option.textContent = label(name);
-      select.appendChild(option);
-    }
+  /* Fills a list anew and keeps what was chosen, where it is still there. */
+  function options(select, pairs, wanted) {
+    const before = wanted || select.value;
+    select.textContent = "";
+    for (const [value, label] of pairs) select.add(new Option(label, value));
+    if (pairs.some(([value]) => value === before)) select.value = before;
   }
 
-  options($("model"), Object.keys(data.models), (m) => data.models[m].label);
-  options($("method"), Object.keys(data.methods), (m) => data.methods[m].label);
-  $("method").value = data.methods.larosa ? "larosa" : Object.keys(data.methods)[0];
-  for (const name of ["model", "method", "share"]) $(name).addEventListener("input", update);
+  function refill(wanted) {
+    const there = new Set(Object.values(curves()).map((c) => c.sites));
+    options($("sites"), [[ALL, "anywhere"], ...Object.entries(data.sites).filter(([name]) => there.has(name))]);
+    options($("method"), shown().map((name) => [name, called(curves()[name])]), wanted);
+    $("share").max = String(Math.round(100 * scales().most));
+    update();
+  }
+
+  options($("model"), Object.entries(data.models).map(([name, model]) => [name, model.label]));
+  for (const name of ["model", "sites"]) $(name).addEventListener("input", () => refill());
+  for (const name of ["method", "share"]) $(name).addEventListener("input", update);
   function pick(event) {
-    const box = $("chart").getBoundingClientRect(), at = (event.clientX - box.left) / box.width * 640;
-    $("share").value = Math.round(60 * Math.min(1, Math.max(0, (at - BOX.left) / (BOX.right - BOX.left))));
+    const box = $("chart").getBoundingClientRect();
+    $("share").value = String(Math.round(100 * scales().share((event.clientX - box.left) / box.width * WIDTH)));
     update();
   }
   $("chart").addEventListener("pointerdown", pick);
   $("chart").addEventListener("pointermove", (event) => { if (event.buttons) pick(event); });
-  update();
+  refill("larosa inputs");
 })();

@@ -2,68 +2,77 @@
 
 from __future__ import annotations
 
-from sparsity_lib import style
-from sparsity_lib.book.curves import BOUNDS, Point, at, curves, speed
-from sparsity_lib.book.markdown import table
+from sparsity_lib.book.curves import BOUNDS, PARTS, Curve, Point, curves
+from sparsity_lib.book.markdown import listed, table
+from sparsity_lib.book.speeds import speed
+from sparsity_lib.claims import page
 from sparsity_lib.experiments.claws_report import short
 from sparsity_lib.report import Number
 
 #: Shares of all weights skipped at which methods are ranked.
-SHARES = (0.10, 0.15, 0.20, 0.30, 0.40)
+SHARES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40, 0.50)
+#: A stretch of shares that is shorter than this is not worth a word.
+STRETCH = 0.03
+CAPTION = (
+    "What stays closest to the dense model at a share of all weights skipped, by the stored runs. Several names: their 95% "
+    "intervals reach the first one's. Speed: of the first of them whose execution was measured. A dash: nothing was measured.")
+Ranked = list[tuple[Curve, Point]]
 
 
-def ranked(model: str, skipped: float) -> list[tuple[str, Point]]:
-    """Methods that were measured around a share of weights skipped, from the least KL on, bounds left out."""
-    found = [(method, point) for method, points in curves()[model].items()
-             if method not in BOUNDS and (point := at(points, skipped)) is not None]
+def ranked(model: str, skipped: float) -> Ranked:
+    """Methods that were measured around a share of weights skipped, from the least KL on; bounds left out."""
+    found = [(curve, point) for curve in curves()[model].values() if curve.method not in BOUNDS and curve.sites not in PARTS
+             and (point := curve.at(skipped)) is not None]
     return sorted(found, key=lambda pair: pair[1].kl.value)
 
 
-def level(found: list[tuple[str, Point]]) -> list[str]:
-    """Those whose KL interval reaches the best one's."""
-    best = found[0][1].kl
-    return [method for method, point in found if point.kl.low <= best.high]
+def level(found: Ranked) -> Ranked:
+    """Those of a ranking whose KL interval reaches the first one's."""
+    return [(curve, point) for curve, point in found if point.kl.low <= found[0][1].kl.high]
 
 
-def names(methods: list[str]) -> str:
-    """Methods as a reader knows them."""
-    return ", ".join(style.look(m).label for m in methods)
+def named(curve: Curve) -> str:
+    """A method as a sentence can hold it."""
+    return curve.label.replace(", ", " with ")
 
 
 def ranking() -> str:
-    """A table: model and share; the methods that nothing beats there, their KL, the decoder's speed, and what comes behind."""
+    """A table: model and share; the methods that no other is ahead of, their KL, the decoder's speed, and what comes next."""
     rows = []
     for model in curves():
         for skipped in SHARES:
-            found = ranked(model, skipped)
-            if len(found) < 2:
+            if len(found := ranked(model, skipped)) < 2:
                 continue
-            best, (method, point) = level(found), found[0]
-            behind = [(m, p) for m, p in found if m not in best]
-            other = f"{names([behind[0][0]])}, {behind[0][1].kl.value / point.kl.value:.1f} times its KL" if behind else None
-            fast = speed(model, method, skipped)
-            rows.append([short(model), f"{skipped:.0%}", f"**{names(best)}**",
-                         Number(point.kl.value, ".3f", point.kl.low, point.kl.high), None if fast is None else Number(fast, ".2f"),
-                         other])
-    return table(["model", "weights skipped", "closest to the dense model", "KL of the first (nats per token)", "times as fast", "next"],
-                 rows, "What to use at a share of all weights skipped, by the stored runs. Several names: their 95% intervals reach "
-                 "each other. Times as fast: our CPU decoder, where that share was measured.", "tab-choose")
+            best, kl = level(found), found[0][1].kl
+            fast = next((s for curve, _ in best if (s := speed(model, curve.method, skipped)) is not None), None)
+            behind = next(((curve, point) for curve, point in found[len(best):]), None)
+            rows.append([
+                short(model), f"{skipped:.0%}", f"**{listed(named(curve) for curve, _ in best)}**",
+                Number(kl.value, ".3f", kl.low, kl.high), None if fast is None else Number(fast, ".2f"),
+                None if behind is None else f"{named(behind[0])}, {behind[1].kl.value / kl.value:.1f} times as far"])
+    columns = [
+        "model", "weights skipped", "closest", "KL of the first (nats per token)", "decoding, times as fast as dense", "next"]
+    return table(columns, rows, CAPTION, "tab-choose")
 
 
 def advice() -> str:
-    """A sentence or two: where the first place changes hands, model by model."""
-    parts = []
-    for model in curves():
-        first: list[tuple[str, float, float]] = []
-        for skipped in [s / 100 for s in range(5, 61)]:
-            found = ranked(model, skipped)
-            if len(found) < 3:
-                continue
-            if first and first[-1][0] == found[0][0]:
-                first[-1] = (first[-1][0], first[-1][1], skipped)
-            else:
-                first.append((found[0][0], skipped, skipped))
-        spans = [f"{names([m])} from {low:.0%} to {high:.0%}" for m, low, high in first if high - low >= 0.02]
-        if spans:
-            parts.append(f"On {short(model)} the least KL is that of {', then '.join(spans)} of all weights skipped")
-    return ". ".join(parts) + "."
+    """A sentence a model: from where to where no other method is ahead of each."""
+    return " ".join(found for model in curves() if (found := _stretches(model)))
+
+
+def _stretches(model: str) -> str:
+    spans: dict[str, list[float]] = {}
+    for skipped in (s / 100 for s in range(1, 100)):
+        if len(found := ranked(model, skipped)) > 1:
+            for curve, _ in level(found):
+                spans.setdefault(named(curve), [skipped, skipped])[1] = skipped
+    kept = [f"{name} from {low:.0%} to {high:.0%}" for name, (low, high) in sorted(spans.items(), key=lambda pair: pair[1])
+            if high - low >= STRETCH]
+    return f"On {short(model)} nothing is ahead of {listed(kept)} of all weights skipped." if kept else ""
+
+
+def trained() -> str:
+    """A paragraph on thresholds that are learned, which cost training: what claim A1 has come to."""
+    found = next(judged for judged in page.judged()["CWIC, active parameters"] if judged.claim.id == "A1")
+    start = "With training, thresholds can be learned (CWIC). Whether they are then ahead of TEAL is [claim A1](#claim-a1): "
+    return f"{start}{page.badge(found.outcome)}.\n"

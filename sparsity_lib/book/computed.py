@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from sparsity_lib.errors import SparsityError, refuse, unknown
+from sparsity_lib.errors import SparsityError, unknown
 
-#: Name -> "module:function" that returns MyST text, from the words after the name, each one argument.
+#: Name -> "module:function" that returns MyST text; what the page says after the name is its one argument.
 BLOCKS = {
+    "chapters": "sparsity_lib.book.start:chapters",
     "claims-counts": "sparsity_lib.claims.page:counts",
-    "claims-overview": "sparsity_lib.claims.page:overview",
+    "claims-index": "sparsity_lib.claims.page:index",
     "claims-blocks": "sparsity_lib.claims.page:blocks",
-    "slips-cwic": "sparsity_lib.claims.page:cwic_rows",
-    "slips-scap": "sparsity_lib.claims.page:scap_rows",
+    "slips-cwic": "sparsity_lib.claims.page:slips_cwic",
+    "slips-scap": "sparsity_lib.claims.page:slips_scap",
     "choose-ranking": "sparsity_lib.book.choose:ranking",
+    "choose-trained": "sparsity_lib.book.choose:trained",
     "explorer": "sparsity_lib.book.explorer:page",
+    "launch": "sparsity_lib.book.launch:how",
     "provenance-results": "sparsity_lib.book.provenance:stored",
     "provenance-details": "sparsity_lib.book.provenance:details",
     "provenance-machines": "sparsity_lib.book.provenance:machines",
@@ -31,16 +34,19 @@ WORDS = {
 }
 
 
-def compute(name: str, argument: str = "", table: dict[str, str] = BLOCKS) -> str:
-    """The text called `name`; `argument` is what the page says after it. Raises SparsityError for a name that is not there."""
+def compute(name: str, argument: str = "", table: Mapping[str, str] = BLOCKS) -> str:
+    """The text called `name`.
+
+    Raises
+    ------
+    SparsityError
+        For a name that is not there, results that are damaged, and a text that came out empty.
+    """
     if name not in table:
         raise unknown("computed text", name, table)
     module, _, function = table[name].partition(":")
     make: Callable[..., str] = getattr(importlib.import_module(module), function)
-    try:
-        text = make(argument) if argument else make()
-    except TypeError as error:
-        raise refuse(f"argument of {name}", argument, "what the function takes", str(error)) from error
+    text = make(argument) if argument else make()
     if not text.strip():
-        raise SparsityError(f"{name} {argument} has computed nothing.")
+        raise SparsityError(f"computed text {name} {argument} came out empty.")
     return text

@@ -5,125 +5,156 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-from sparsity_lib import results
-from sparsity_lib.bench.timing import by_length
+from sparsity_lib import results, style
 from sparsity_lib.evaluate.bootstrap import Interval
 from sparsity_lib.evaluate.quality import Quality
-from sparsity_lib.experiments import claws_report, scap_report, teal_report
+from sparsity_lib.experiments import scap_report, teal_report
 from sparsity_lib.experiments.common import MODELS
+from sparsity_lib.pareto import front
 
-#: Methods of the sweep that a reader would choose among, and two bounds.
+#: Methods of the CLAWS chapter's sweep that a reader would choose among, and two bounds.
 SWEPT = ("cats", "claws", "larosa", "inputs_topk", "oracle", "random")
 #: Not to be chosen: they read what they would skip, or do not look.
 BOUNDS = ("oracle", "random")
-#: Where a method decides: how its speed is measured, by settings of `bench/decode`.
-PLACE = {"cats": "neurons", "claws": "neurons", "oracle": "neurons", "random": "neurons"}
+#: Where entries are dropped -> in words.
+SITES = {
+    "neurons": "neurons of the FFN", "up": "inputs of gate and up", "down": "inputs of down", "ffn": "all inputs of the FFN",
+    "inputs": "inputs of all linear layers", "head": "inputs of all linear layers and the head",
+}
+#: SCAP's two groups: parts of what it drops, which the explorer shows and the choice does not rank.
+PARTS = ("up", "down")
+#: A kind of site at which less than this share is dropped is not one of the method's.
+LEAST = 0.01
 
 
 @dataclass(frozen=True)
 class Point:
-    """skipped: share of all weights; own: share of its own site's entries; kl: nats per token with interval; result: its file."""
+    """skipped: share of all weights left unread; sites: kind of site -> share of its entries dropped; kl: nats per token."""
 
     skipped: float
-    own: float
+    sites: Mapping[str, float]
     kl: Interval
     perplexity: float
+
+    @property
+    def own(self) -> float:
+        """Mean share dropped over the method's kinds of sites."""
+        return float(np.mean([share for share in self.sites.values() if share >= LEAST] or [0.0]))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method at one choice of sites: its points by rising share of weights skipped, and the stored result they are from."""
+
+    method: str
+    sites: str
+    points: tuple[Point, ...]
     result: str
 
+    @property
+    def name(self) -> str:
+        """A key of its own: the method, and the sites where it has several."""
+        return f"{self.method} {self.sites}"
 
-Curves = dict[str, dict[str, list[Point]]]
+    @property
+    def label(self) -> str:
+        """The method as a reader knows it."""
+        return style.look(self.method).label
 
+    def at(self, skipped: float) -> Point | None:
+        """The curve read at one share: logarithms of KL and perplexity, and shares as they are, lie on lines between neighbours;
+        None outside of what was measured."""
+        shares = [p.skipped for p in self.points]
+        if not shares[0] <= skipped <= shares[-1]:
+            return None
 
-def _sweep(stored: results.Result) -> Curves:
-    densities = stored.manifest["params"]["densities"]
-    return {model: {method: [_point(stored, claws_report.quality_of(stored.data, model, method, d),
-                                    stored.data[model][method]["shares"][str(d)]["skipped"],
-                                    _own(stored.data[model][method]["shares"][str(d)]["sites"])) for d in densities]
-                    for method in SWEPT} for model in MODELS}
+        def read(values: list[float]) -> float:
+            return float(np.interp(skipped, shares, values))
 
+        def read_log(values: list[float]) -> float:
+            return float(np.exp(read(list(np.log(np.maximum(values, 1e-12))))))
 
-def _own(sites: Mapping[str, float]) -> float:
-    return float(np.mean(list(sites.values())))
-
-
-def _teal(stored: results.Result) -> Curves:
-    targets, names = stored.manifest["params"]["targets"], {"uniform": "teal", "greedy, by output": "teal_greedy"}
-    return {model: {method: [_point(stored, teal_report.quality(stored.data, model, way, t), shares["skipped"], _own(shares["sites"]))
-                             for t in targets for shares in [stored.data[model][way]["shares"][str(t)]]]
-                    for way, method in names.items()} for model in MODELS}
-
-
-def _scap(stored: results.Result) -> Curves:
-    return {model: {"scap": [_point(stored, scap_report.quality(p), p["skipped"], p["ffn"])
-                             for p in scap_report.on_front(scap_report.of_method(stored.data[model], "scap"))]} for model in MODELS}
-
-
-def _point(stored: results.Result, quality: Quality, skipped: float, own: float) -> Point:
-    return Point(skipped, own, quality.divergence(), quality.perplexity().value, stored.name)
+        kl = Interval(*(read_log([getattr(p.kl, end) for p in self.points]) for end in ("value", "low", "high")))
+        sites = {kind: read([p.sites[kind] for p in self.points]) for kind in self.points[0].sites}
+        return Point(skipped, sites, kl, read_log([p.perplexity for p in self.points]))
 
 
-#: Stored result -> how to read its points.
-SOURCES: dict[str, Callable[[results.Result], Curves]] = {"claws_sweep": _sweep, "teal_allocation": _teal, "scap_grid": _scap}
+def where(sites: Mapping[str, float]) -> str:
+    """The name in `SITES` of kinds of sites of which something is dropped."""
+    kinds = frozenset(kind for kind, share in sites.items() if share >= LEAST)
+    for name, wanted in {"neurons": {"gate"}, "up": {"up_in"}, "down": {"down_in"}, "ffn": {"up_in", "down_in"}}.items():
+        if kinds == wanted:
+            return name
+    return "head" if "head_in" in kinds else "inputs"
+
+
+def _point(quality: Quality, shares: Mapping[str, Any]) -> Point:
+    return Point(shares["skipped"], shares["sites"], quality.divergence(), quality.perplexity().value)
+
+
+def _curve(method: str, points: list[Point], result: str) -> Curve:
+    points = sorted(points, key=lambda p: p.skipped)
+    return Curve(method, where(points[-1].sites), tuple(points), result)
+
+
+Found = dict[str, list[Curve]]
+
+
+def _sweep(stored: results.Result) -> Found:
+    def points(found: Mapping[str, Any]) -> list[Point]:
+        return [_point(Quality.from_json(found["quality"][d]), shares) for d, shares in found["shares"].items()]
+
+    return {model: [_curve(method, points(stored.data[model][method]), stored.name) for method in SWEPT] for model in MODELS}
+
+
+def _teal(stored: results.Result) -> Found:
+    def points(model: str, way: str) -> list[Point]:
+        shares = stored.data[model][way]["shares"]
+        return [_point(teal_report.quality(stored.data, model, way, float(t)), found) for t, found in shares.items()]
+
+    ways = {"teal": "uniform", "teal_greedy": "greedy, by output"}
+    return {model: [_curve(method, points(model, way), stored.name) for method, way in ways.items()] for model in MODELS}
+
+
+def _scap(stored: results.Result) -> Found:
+    """The best of both sparsities, and each of the two alone."""
+    found: Found = {}
+    for model in MODELS:
+        own = [(p, _point(scap_report.quality(p), p)) for p in scap_report.of_method(stored.data[model], "scap")]
+        every = [point for _, point in own]
+        best = front([p.skipped for p in every], [-p.kl.value for p in every])
+        parts = [[every[i] for i in best], *([point for p, point in own if p[other] == 0] for other in PARTS)]
+        found[model] = [_curve("scap", part, stored.name) for part in parts]
+    return found
+
+
+def _comparison(stored: results.Result) -> Found:
+    """Every method under one protocol; pruned weights, which have no sites, left out."""
+    found: Found = {}
+    for model in MODELS:
+        methods = {name: [p for p in points if "sites" in p.get("shares", ())]
+                   for name, points in stored.data[model]["methods"].items() if name in style.LOOKS}
+        found[model] = [_curve(name, [_point(Quality.from_json(p["quality"]), p["shares"]) for p in points], stored.name)
+                        for name, points in methods.items() if len(points) > 1]
+    return found
+
+
+#: Stored result -> how to read its curves. A later one takes the place of an earlier one's curve of the same name.
+SOURCES: dict[str, Callable[[results.Result], Found]] = {
+    "claws_sweep": _sweep, "teal_allocation": _teal, "scap_grid": _scap, "compare_quality": _comparison,
+}
 
 
 @cache
-def curves() -> Curves:
-    """Model -> method -> points by rising share of weights skipped, from every source that is there."""
-    found: Curves = {model: {} for model in MODELS}
+def curves() -> dict[str, dict[str, Curve]]:
+    """Model -> name -> curve, from every source that is there."""
+    found: dict[str, dict[str, Curve]] = {model: {} for model in MODELS}
     for name, read in SOURCES.items():
         if name in results.names():
-            for model, methods in read(results.load(name)).items():
-                for method, points in methods.items():
-                    found[model][method] = sorted(points, key=lambda p: p.skipped)
-    return found
-
-
-def at(points: list[Point], skipped: float) -> Point | None:
-    """A curve read at one share: log KL and the rest are linear between neighbours; None outside of what was measured."""
-    shares = [p.skipped for p in points]
-    if not shares[0] <= skipped <= shares[-1]:
-        return None
-
-    def read(values: list[float], log: bool = True) -> float:
-        found = np.interp(skipped, shares, np.log(np.maximum(values, 1e-12)) if log else values)
-        return float(np.exp(found) if log else found)
-
-    kl = Interval(*(read([getattr(p.kl, end) for p in points]) for end in ("value", "low", "high")))
-    return Point(skipped, read([p.own for p in points], log=False), kl, read([p.perplexity for p in points]), points[0].result)
-
-
-@cache
-def speeds() -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Model -> "inputs" or "neurons" -> [(share of all weights skipped, times as fast as dense)], measured in our decoder,
-    medians over prompts; the dense decoder first.
-    """
-    if "bench/decode" not in results.names():
-        return {}
-    data = results.load("bench/decode").data
-    weights = {model: next(iter(found["claws"]["shares"].values()))["dense_weights"]
-               for model, found in results.load("claws_sweep").data.items()} if "claws_sweep" in results.names() else {}
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for model in weights:
-        found[model] = {"inputs": [(0.0, 1.0)], "neurons": [(0.0, 1.0)]}
-        for setting, each in data.get(model, {}).items():
-            kind = setting.split()[0]
-            if kind not in found[model]:
-                continue
-            points = list(by_length(each["prompts"]).values())
-            saved = points[0]["bytes"]["dense"] - points[0]["bytes"]["sparse"]
-            found[model][kind].append((saved / (2 * weights[model]), float(np.median([p["ratio"] for p in points]))))
-        for kind in found[model].values():
-            kind.sort()
-    return found
-
-
-def speed(model: str, method: str, skipped: float) -> float | None:
-    """Times as fast as dense: time is taken to be linear in the share between measured settings; None beyond them."""
-    measured = speeds().get(model, {}).get(PLACE.get(method, "inputs"), [])
-    if len(measured) < 2 or not 0 <= skipped <= measured[-1][0] * 1.02:
-        return None
-    shares, ratios = zip(*measured, strict=True)
-    return float(1 / np.interp(skipped, shares, [1 / r for r in ratios]))
+            for model, own in read(results.load(name)).items():
+                found[model].update({curve.name: curve for curve in own})
+    return {model: own for model, own in found.items() if own}

@@ -29,6 +29,7 @@ class Computed(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         name, _, argument = self.arguments[0].partition(" ")
+        self.env.note_reread()  # what it depends on are results, which Sphinx does not watch
         try:
             text = compute(name, argument.strip(), BLOCKS)
         except SparsityError as error:
@@ -43,12 +44,11 @@ class ComputedWords(SphinxRole):
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         name, _, argument = self.text.partition(" ")
+        self.env.note_reread()
         try:
-            text = compute(name, argument.strip(), WORDS)
+            return [nodes.Text(compute(name, argument.strip(), WORDS))], []
         except SparsityError as error:
-            message = self.inliner.reporter.error(str(error), line=self.lineno)
-            return [], [message]
-        return [nodes.Text(text)], []
+            return [], [self.inliner.reporter.error(str(error), line=self.lineno)]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Where the book's notebooks can be opened with one click, and what they need there.
 
-    python -m sparsity_lib.book.launch                # put the set-up cell into every chapter that lacks it
     python -m sparsity_lib.book.launch OWNER/NAME     # connect this copy to its GitHub repository
 
-Binder builds an image from environment.yml and postBuild, so nothing else is needed there. Colab opens a single notebook; its
-second cell, the same in every chapter, fetches the rest. Both open notebooks from a public GitHub repository only: which one
-is `repository.url` in _config.yml, or the environment's SPARSITY_REPOSITORY.
+Binder builds an image from environment.yml and postBuild, so nothing else is needed there. Colab opens a single notebook; a
+set-up cell, the same in every chapter, fetches the rest. Both open notebooks from a public GitHub repository only: which one is
+`repository.url` in _config.yml, empty until the command above has written it, together with the cells. The environment's
+SPARSITY_REPOSITORY takes its place for one build.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from pathlib import Path
 from urllib.parse import quote
 
 import nbformat
@@ -22,11 +23,13 @@ from sparsity_lib import project
 from sparsity_lib.errors import SparsityError, refuse
 from sparsity_lib.notebooks import find, names
 
-SWITCH, BRANCH = "SPARSITY_REPOSITORY", "SPARSITY_BRANCH"
+SWITCH = "SPARSITY_REPOSITORY"
+GITHUB = "https://github.com/"
 TAGS = ["setup", "remove-cell"]
-_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_LINE = re.compile(r"(?m)^  url: .*$")
 _CELL = """\
-# Where this notebook was opened alone (Colab): fetch the book and its library. Elsewhere this does nothing.
+# Where this notebook was opened alone (Colab): fetch the book and install its library. Elsewhere this does nothing.
 import importlib.util
 
 if importlib.util.find_spec("sparsity_lib") is None:
@@ -34,8 +37,7 @@ if importlib.util.find_spec("sparsity_lib") is None:
     import subprocess
     import sys
 
-    source = os.environ.get("SPARSITY_SOURCE", "https://github.com/{repository}")
-    subprocess.run(["git", "clone", "--depth", "1", source, "sparsity-book"], check=True)
+    subprocess.run(["git", "clone", "--depth", "1", "{url}", "sparsity-book"], check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", "./sparsity-book"], check=True)
     sys.path.insert(0, os.path.abspath("sparsity-book"))
     os.chdir("sparsity-book/notebooks")"""
@@ -46,14 +48,24 @@ def repository() -> str | None:
 
     Raises SparsityError for one that is not of this form.
     """
-    config = yaml.safe_load((project.root() / "_config.yml").read_text())
-    url = os.environ.get(SWITCH) or (config.get("repository") or {}).get("url") or ""
-    name = url.removeprefix("https://github.com/").removesuffix(".git").strip("/")
-    if not name:
-        return None
-    if not _NAME.match(name):
-        raise refuse("repository", url, "OWNER/NAME or https://github.com/OWNER/NAME")
-    return name
+    config = yaml.safe_load(_config().read_text())
+    return _named(os.environ.get(SWITCH) or (config.get("repository") or {}).get("url") or "")
+
+
+def branch() -> str:
+    """The repository's branch that is opened."""
+    return (yaml.safe_load(_config().read_text()).get("repository") or {}).get("branch") or "main"
+
+
+def _named(text: str) -> str | None:
+    name = text.removeprefix(GITHUB).removesuffix(".git").strip("/")
+    if name and not _NAME.fullmatch(name):
+        raise refuse("repository", text, f"OWNER/NAME or {GITHUB}OWNER/NAME")
+    return name or None
+
+
+def _config() -> Path:
+    return project.root() / "_config.yml"
 
 
 def links(chapter: str) -> dict[str, str]:
@@ -61,55 +73,82 @@ def links(chapter: str) -> dict[str, str]:
     name = repository()
     if name is None:
         return {}
-    branch = os.environ.get(BRANCH, "main")
-    path = f"notebooks/{chapter}.ipynb"
+    at, path = branch(), f"notebooks/{chapter}.ipynb"
     return {
-        "Colab": f"https://colab.research.google.com/github/{name}/blob/{quote(branch)}/{path}",
-        "Binder": f"https://mybinder.org/v2/gh/{name}/{quote(branch, safe='')}?urlpath={quote('lab/tree/' + path, safe='')}",
+        "Colab": f"https://colab.research.google.com/github/{name}/blob/{quote(at)}/{path}",
+        "Binder": f"https://mybinder.org/v2/gh/{name}/{quote(at, safe='')}?urlpath={quote('lab/tree/' + path, safe='')}",
     }
 
 
-def setup_cell() -> str:
-    """The code of every chapter's set-up cell."""
-    return _CELL.format(repository=repository() or "OWNER/NAME")
+def how() -> str:
+    """What the page on rerunning says about Colab and Binder, with the repository or without."""
+    name = repository()
+    if name is None:
+        return (
+            "This copy of the book is not connected to a public repository, so its chapters have no buttons for Binder and "
+            "Colab. Once it is on GitHub, one command connects it. It writes the address into `_config.yml` and a set-up cell "
+            "into every chapter; commit both, and the next build has the buttons:\n\n"
+            "```bash\n.venv/bin/python -m sparsity_lib.book.launch OWNER/NAME\n```\n")
+    return (
+        "The buttons on each chapter open it in Binder, which needs nothing but a browser and takes some minutes to start, or in "
+        f"Colab, whose first cell fetches the rest of [{name}]({GITHUB}{name}) and compiles the operators.\n")
 
 
-def insert(chapter: str) -> bool:
-    """Put the set-up cell behind a chapter's title, or bring it up to date; returns whether the file changed."""
+def setup_cell(name: str) -> str:
+    """The code of every chapter's set-up cell, for the repository OWNER/NAME."""
+    return _CELL.format(url=f"{GITHUB}{name}")
+
+
+def insert(chapter: str, name: str) -> bool:
+    """Put the set-up cell behind a chapter's title, or bring it up to date; returns whether the file changed.
+
+    It counts as executed, first of all: with the library at hand it does nothing and shows nothing.
+    """
     path = find(chapter)
     notebook = nbformat.read(path, as_version=4)
-    there = [cell for cell in notebook.cells if "setup" in cell.metadata.get("tags", [])]
-    if there and there[0].source == setup_cell():
+    there = next((cell for cell in notebook.cells if "setup" in cell.metadata.get("tags", [])), None)
+    if there is not None and there.source == setup_cell(name):
         return False
-    if there:
-        there[0].source = setup_cell()
-    else:
-        cell = nbformat.v4.new_code_cell(setup_cell(), id="setup", metadata={"tags": TAGS})
-        notebook.cells.insert(1, cell)
+    if there is None:
+        for cell in notebook.cells:
+            _count_on(cell)
+        there = nbformat.v4.new_code_cell(id="setup", metadata={"tags": TAGS}, execution_count=1)
+        notebook.cells.insert(1, there)
+    there.source = setup_cell(name)
     project.write_atomic(path, nbformat.writes(notebook) + "\n")
     return True
 
 
-def connect(name: str) -> None:
-    """Write the repository into _config.yml."""
-    if not _NAME.match(name):
-        raise refuse("repository", name, "OWNER/NAME")
-    path = project.root() / "_config.yml"
-    text = re.sub(r"\nrepository:\n  url: .*\n", "\n", path.read_text())
-    project.write_atomic(path, text.replace("\nhtml:\n", f"\nrepository:\n  url: https://github.com/{name}\n\nhtml:\n", 1))
+def _count_on(cell: nbformat.NotebookNode) -> None:
+    """One more cell was executed before this one."""
+    for counted in (cell, *cell.get("outputs", ())):
+        if counted.get("execution_count") is not None:
+            counted.execution_count += 1
+
+
+def connect(text: str) -> list[str]:
+    """Write the repository into _config.yml and the set-up cell into every chapter; returns the chapters that changed."""
+    name = _named(text)
+    if name is None:
+        raise refuse("repository", text, "OWNER/NAME")
+    config = _config().read_text()
+    if not _LINE.search(config):
+        raise SparsityError("_config.yml has no line `url:` under `repository:`. Fix: add them.")
+    project.write_atomic(_config(), _LINE.sub(f'  url: "{GITHUB}{name}"', config, count=1))
+    return [chapter for chapter in names() if insert(chapter, name)]
 
 
 def main(arguments: list[str]) -> int:
     """Command line; returns the exit code."""
+    if len(arguments) != 1:
+        print("usage: python -m sparsity_lib.book.launch OWNER/NAME", file=sys.stderr)
+        return 2
     try:
-        if arguments:
-            connect(arguments[0])
-        for chapter in names():
-            if insert(chapter):
-                print(f"notebooks/{chapter}.ipynb: set-up cell written")
+        changed = connect(arguments[0])
     except SparsityError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    print(f"_config.yml names {repository()}; set-up cell written into: {', '.join(changed) or 'none, all have it'}")
     return 0
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from sparsity_lib import project, results
 from sparsity_lib.assets import ASSETS
+from sparsity_lib.book import markdown
 from sparsity_lib.book.markdown import number, table
-from sparsity_lib.notebooks import names, parameters_of
+from sparsity_lib.claims.page import slug
+from sparsity_lib.notebooks import parameters_of
 
 
 @cache
@@ -47,16 +49,12 @@ def duration(seconds: float) -> str:
 
 def stored() -> str:
     """A table of the stored results."""
-    rows = [[f"[`{name}`](#result-{_slug(name)})", m["date"], duration(m["seconds"]), ", ".join(map(str, m["seeds"])) or "none",
+    rows = [[f"[`{name}`](#{slug(name)})", m["date"], duration(m["seconds"]), ", ".join(map(str, m["seeds"])) or "none",
              _letter("machine", m), _letter("versions", m), f"`{m['commit'][:9]}`" + ("+" if "+" in m["commit"] else "")]
             for name, m in manifests().items()]
     return table(["result", "made on", "took", "seeds", "machine", "versions", "commit"], rows,
                  "Stored results. Machines and versions: by the letters of the next tables. A plus: the library had changes that "
                  "were not committed.", "tab-results")
-
-
-def _slug(name: str) -> str:
-    return name.replace("/", "-").replace("_", "-")
 
 
 def details() -> str:
@@ -65,7 +63,7 @@ def details() -> str:
     for name, m in manifests().items():
         code = ", ".join(f"`{c}`" for c in m.get("code", ())) or "not recorded"
         params = json.dumps(m["params"], indent=1, sort_keys=True)
-        parts.append(f"(result-{_slug(name)})=\n:::{{dropdown}} {name}\n`{m['command']}` made it; the library's hash was {code}"
+        parts.append(f"({slug(name)})=\n:::{{dropdown}} {name}\n`{m['command']}` made it; the library's hash was {code}"
                      f"{' (more than one: resumed after a change)' if len(m.get('code', ())) > 1 else ''}.\n\n"
                      f"```json\n{params}\n```\n:::\n")
     return "\n".join(parts)
@@ -76,8 +74,8 @@ def machines() -> str:
     rows = []
     for text, letter in _numbered("machine").items():
         m = json.loads(text)
-        rows.append([letter, m["cpu"], m["cores"], m.get("gpu", "none"), None if m["memory_gib"] is None else number(m["memory_gib"]),
-                     ", ".join(m["isa"]), m["system"]])
+        memory = None if m["memory_gib"] is None else number(m["memory_gib"])
+        rows.append([letter, m["cpu"], m["cores"], m.get("gpu", "none"), memory, ", ".join(m["isa"]), m["system"]])
     return table(["", "processor", "cores used", "GPU", "memory (GiB)", "instruction sets", "system"], rows,
                  "Machines.", "tab-machines")
 
@@ -87,8 +85,8 @@ def versions() -> str:
     sets = {letter: json.loads(text) for text, letter in _numbered("versions").items()}
     packages = sorted({name for found in sets.values() for name in found})
     rows = [[name, *(f"{found.get(name, '–')}" for found in sets.values())] for name in packages]
-    return table(["package", *sets], rows, "Versions that the results were computed with. `requirements.lock` pins every package.",
-                 "tab-versions")
+    caption = "Versions that the results were computed with. `requirements.lock` pins every package."
+    return table(["package", *sets], rows, caption, "tab-versions")
 
 
 def assets() -> str:
@@ -96,7 +94,7 @@ def assets() -> str:
     rows = [[asset.name, f"`{wheel.package}` {wheel.version}", wheel.megabytes, wheel.licence, asset.what]
             for asset in ASSETS.values() for wheel in asset.wheels]
     return table(["asset", "package", "MB", "licence", "what it is"], rows,
-                 "Models, texts and scripts, each from a package of the Python index that is read as a data file, never imported.",
+                 "Models, texts and scripts, each from a package of the Python index that is read as a data file, not imported.",
                  "tab-assets")
 
 
@@ -115,7 +113,7 @@ def checksums() -> str:
 def chapters() -> str:
     """A table of the chapters: parameters that a reader may change, and what reruns them."""
     rows = []
-    for name in names():
+    for name in markdown.chapters():
         defaults = ", ".join(f"`{p.name}={p.default!r}`" for p in parameters_of(name).values())
         file = project.root() / "notebooks" / f"{name}.ipynb"
         rows.append([name, f"`make refresh NB={name}`", defaults, f"`{sha256(file)[:16]}`"])

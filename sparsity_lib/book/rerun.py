@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -13,59 +12,59 @@ from sparsity_lib.book import launch
 from sparsity_lib.notebooks import parameters_of
 from sparsity_lib.parameters import Parameter
 
+#: Parameters that take a reader's own model.
+MODELS = ("model", "models")
+
 
 def example(known: dict[str, Parameter]) -> str:
-    """An assignment that a reader would make first: their own model, and the first other parameter as it is."""
-    pairs = []
-    for parameter in known.values():
-        if parameter.name in ("model", "models"):
-            value = json.dumps(["YOUR_MODEL"]) if parameter.listed else "YOUR_MODEL"
-            pairs.insert(0, f"{parameter.name}={value}")
-    other = next((p for p in known.values() if p.name not in ("model", "models") and p.interval and not p.listed), None)
-    if other is not None:
-        pairs.append(f"{other.name}={json.dumps(other.default)}")
-    return " ".join(pairs)
+    """Assignments that a reader would make first: their own model, and the first number with a range as it is."""
+    pairs = [f"{p.name}={json.dumps(['YOUR_MODEL'], separators=(',', ':')) if p.listed else 'YOUR_MODEL'}"
+             for p in known.values() if p.name in MODELS]
+    number = next((p for p in known.values() if p.name not in MODELS and p.interval and not p.listed), None)
+    return " ".join([*pairs, *([f"{number.name}={json.dumps(number.default)}"] if number else [])])
 
 
 def command(chapter: str) -> str:
-    """The command line that runs a chapter with another model."""
+    """The command line that runs a chapter with other parameters."""
     pairs = example(parameters_of(chapter))
     quote = "'" if '"' in pairs else '"'
     return f"make run NB={chapter} P={quote}{pairs}{quote}"
 
 
-def box(chapter: str) -> str:
-    """The box as HTML."""
+def box(chapter: str) -> nodes.container:
+    """The box: buttons where there is a repository, the command, and what may be changed."""
     known = parameters_of(chapter)
+    own = any(name in known for name in MODELS)
+    title = "Run this chapter with your model" if own else "Run this chapter with other settings"
+    buttons = "".join(f'<a class="launch" href="{html.escape(url)}">Open in {service}</a>'
+                      for service, url in launch.links(chapter).items())
     rows = "".join(
-        f"<tr><th scope=row><code>{html.escape(p.name)}</code></th><td><code>{html.escape(json.dumps(p.default))}</code></td>"
-        f"<td>{html.escape(p.allowed())}</td><td>{html.escape(p.help)}</td></tr>" for p in known.values())
-    found = launch.links(chapter)
-    buttons = "".join(f'<a class="launch" href="{html.escape(url)}">Open in {service}</a>' for service, url in found.items())
-    return (
-        f'<aside class="rerun" aria-label="Run this chapter yourself"><p><strong>Run this chapter with your model</strong> '
-        f'<span class="launches">{buttons}</span></p>'
-        f"<pre tabindex=0><code>{html.escape(command(chapter))}</code></pre>"
-        f"<details><summary>What you may change</summary><div class=rerun-table tabindex=0><table><thead><tr><th scope=col>parameter"
-        f"</th><th scope=col>default</th><th scope=col>allowed</th><th scope=col>what it is</th></tr></thead><tbody>{rows}</tbody>"
-        f"</table></div></details></aside>")
+        f'<tr><th scope="row">{_code(p.name)}</th><td>{_code(json.dumps(p.default))}</td><td>{html.escape(p.allowed())}</td>'
+        f"<td>{html.escape(p.help)}</td></tr>" for p in known.values())
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("parameter", "default", "allowed", "what it is"))
+    found = nodes.container(classes=["rerun"])
+    found += nodes.raw("", f'<p class="rerun-title"><strong>{title}</strong> {buttons}</p>', format="html")
+    found += nodes.literal_block(command(chapter), command(chapter), language="bash")
+    found += nodes.raw(
+        "", "<details><summary>What you may change</summary>"
+        '<div class="rerun-scroll" tabindex="0" role="region" aria-label="Parameters of this chapter">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>", format="html")
+    return found
+
+
+def _code(text: str) -> str:
+    return f"<code>{html.escape(text)}</code>"
 
 
 def place(app: Sphinx, doctree: nodes.document) -> None:
     """Sphinx's hook: put the box below the first paragraphs of a chapter."""
     folder, _, chapter = app.env.docname.rpartition("/")
-    if folder != "notebooks":
-        return
     top = next(iter(doctree.findall(nodes.section)), None)
-    if top is None:
-        return
-    at = _after_opening(top.children)
-    top.insert(at, nodes.raw("", box(chapter), format="html"))
+    if folder == "notebooks" and top is not None and parameters_of(chapter):
+        top.insert(_after_opening(top.children), box(chapter))
 
 
-def _after_opening(children: list[Any]) -> int:
+def _after_opening(children: list[nodes.Node]) -> int:
     """Behind the title and the paragraphs that follow it."""
-    for place, child in enumerate(children[1:], start=1):
-        if not isinstance(child, nodes.paragraph | nodes.comment | nodes.target):
-            return place
-    return len(children)
+    opening = (nodes.title, nodes.paragraph, nodes.comment, nodes.target)
+    return next((place for place, child in enumerate(children) if not isinstance(child, opening)), len(children))

@@ -11,6 +11,5 @@ from sparsity_lib.claims.teal import TEAL
 PAPERS: dict[str, tuple[Claim, ...]] = {
     "CLAWS": CLAWS, "CWIC, active parameters": ACTIVE, "CWIC, FLOPs": FLOPS, "SCAP": SCAP, "N:M": NM, "TEAL": TEAL,
 }
-CLAIMS: dict[str, Claim] = {claim.id: claim for claims in PAPERS.values() for claim in claims}
 
-__all__ = ["CLAIMS", "OUTCOMES", "PAPERS", "Claim", "Judged", "Test", "judge", "together"]
+__all__ = ["OUTCOMES", "PAPERS", "Claim", "Judged", "Test", "judge", "together"]

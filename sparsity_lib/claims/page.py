@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from itertools import groupby
 
-from sparsity_lib.book.markdown import labels, number, plural, reference, table
-from sparsity_lib.claims import OUTCOMES, PAPERS, Judged, cwic_slips, judge
-from sparsity_lib.claims.base import MIXED, NOT_RUN
+from sparsity_lib.book.markdown import cell, labels, link, listed, number, pages, plural, reference, table
+from sparsity_lib.claims import OUTCOMES, PAPERS, Judged, judge
+from sparsity_lib.claims.base import MIXED, NOT_TRIED, PENDING
 from sparsity_lib.errors import unknown
-from sparsity_lib.experiments import scap_slips
+from sparsity_lib.experiments import cwic_slips, scap_slips
+from sparsity_lib.experiments.claws_report import short
 from sparsity_lib.verdicts import DIRECTION, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Verdict
 
 #: A sign beside each word, so that an outcome is never told by its colour alone.
-SIGNS = {REPRODUCED: "✓", DIRECTION: "↗", MIXED: "±", NOT_REPRODUCED: "✗", NOT_TESTABLE: "∅", NOT_RUN: "…"}
+SIGNS = {REPRODUCED: "✓", DIRECTION: "↗", MIXED: "±", NOT_REPRODUCED: "✗", NOT_TESTABLE: "∅", PENDING: "…"}
 
 
 @cache
@@ -27,29 +29,39 @@ def badge(outcome: str) -> str:
     return f'<span class="outcome outcome-{outcome.replace(" ", "-")}">{SIGNS[outcome]} {outcome}</span>'
 
 
+def sign(outcome: str) -> str:
+    """An outcome's sign alone, which still has its name."""
+    name = f"outcome outcome-{outcome.replace(' ', '-')}"
+    return f'<span class="{name}" role="img" aria-label="{outcome}">{SIGNS[outcome]}</span>'
+
+
 def summary() -> str:
     """A sentence on how many claims there are and what became of them."""
     every = [j for found in judged().values() for j in found]
+    counted = {o: sum(j.outcome == o for j in every) for o in OUTCOMES}
+    words = listed(f"{count} {outcome}" for outcome, count in counted.items() if count)
     verdicts = sum(len(j.verdicts) for j in every)
-    counts = {o: sum(j.outcome == o for j in every) for o in OUTCOMES}
-    words = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-    return f"{plural(len(every), 'claim')}, {plural(verdicts, 'verdict')}: {words}."
+    return f"So far there are {plural(verdicts, 'verdict')} on {plural(len(every), 'claim')}. As a whole, {words}."
 
 
 def counts() -> str:
     """A table: papers by outcomes, with the sum."""
-    rows = [[paper, *(sum(j.outcome == o for j in found) for o in OUTCOMES), len(found), sum(len(j.verdicts) for j in found)]
+    rows = [[link_to(paper), *(sum(j.outcome == o for j in found) for o in OUTCOMES), len(found)]
             for paper, found in judged().items()]
-    total = ["**all**", *(sum(row[i] for row in rows) for i in range(1, len(OUTCOMES) + 3))]
-    return table(["paper", *(badge(o) for o in OUTCOMES), "claims", "verdicts"], [*rows, total],
-                 "What became of the claims. A claim may have several verdicts, one a model or setting; where some are "
-                 "reproduced and some not, it is mixed.", "tab-claims")
+    rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(OUTCOMES) + 2))])
+    caption = ("What became of the claims. One is put to several models or settings where that is possible; it is *mixed* where "
+               "some reproduce it and some do not.")
+    return table(["paper", *(badge(o) for o in OUTCOMES), "claims"], rows, caption, "tab-claims")
 
 
-def overview(paper: str) -> str:
-    """A table of a paper's claims: number, words, outcome."""
-    rows = [[f"[{j.claim.id}](#claim-{j.claim.id.lower()})", j.claim.words, badge(j.outcome)] for j in _of(paper)]
-    return table(["claim", "the paper says", "here"], rows, style="claims-overview")
+def link_to(paper: str) -> str:
+    """A link to a paper's part of the page."""
+    return f"[{paper}](#claims-{paper.lower().replace(', ', '-').replace(' ', '-').replace(':', '')})"
+
+
+def index(paper: str) -> str:
+    """One line of links to a paper's claims, each with its sign."""
+    return " · ".join(f"[{j.claim.id}](#claim-{j.claim.id.lower()}) {sign(j.outcome)}" for j in _of(paper)) + "\n"
 
 
 def blocks(paper: str) -> str:
@@ -65,52 +77,80 @@ def _of(paper: str) -> tuple[Judged, ...]:
 
 def _block(found: Judged) -> str:
     claim = found.claim
-    parts = [f":::{{rubric}} {claim.id}\n:name: claim-{claim.id.lower()}\n:heading-level: 3\n:class: claim\n:::",
-             f"{badge(found.outcome)} {claim.words}"]
-    for experiment, verdicts in groupby(found.verdicts, key=lambda v: v.experiment):
-        parts += [f"*Here:* {_sentence(experiment)}", _verdicts(claim.id, list(verdicts))]
-    parts += [f"*Here:* {what}. **{why[0].upper()}{why[1:]}.**" for what, why in found.missing]
+    name = f"claim-{claim.id.lower()}"
+    heading = f":::{{rubric}} {claim.id} {badge(found.outcome)}\n:heading-level: 3\n:class: claim\n:::"
+    parts = [f"({name})=\n{heading}", _sentence(claim.words)]
+    tested = [verdict for verdict in found.verdicts if verdict.outcome != NOT_TESTABLE]
+    for experiment, verdicts in groupby(tested, key=lambda v: v.experiment):
+        parts += [_sentence(experiment), "\n".join(_item(claim.id, verdict) for verdict in verdicts)]
+    parts += [_untestable(claim.id, verdict) for verdict in found.verdicts if verdict.outcome == NOT_TESTABLE]
+    parts += [f"{_sentence(what)} {badge(PENDING)}: {why}." for what, why in found.missing if why != NOT_TRIED]
+    parts += [f"Not tried here: {what}." for what, why in found.missing if why == NOT_TRIED]
+    return "\n\n".join([*parts, _shown(found), ""])
+
+
+def _shown(found: Judged) -> str:
+    """Where ours is shown and what it was computed from."""
+    claim = found.claim
     shown = [reference(label) for label in claim.labels if label in labels()]
-    where = f"Shown in {' and '.join(filter(None, (', '.join(shown[:-1]), shown[-1])))}." if shown else ""
+    chapter = f"notebooks/{claim.chapter}"
+    parts = [f"Shown in {listed(shown)}." if shown else "", f"Chapter: {link(chapter)}." if chapter in pages() else ""]
     stored = sorted({name for test in claim.tests for name in test.needs if not test.missing()})
-    made = ", ".join(f"[`{name}`](#result-{name.replace('/', '-').replace('_', '-')})" for name in stored)
-    sources = f"Computed from {made}." if made else ""
-    return "\n\n".join([*parts, f"{where} {sources}".strip(), ""])
+    if stored:
+        parts.append("Computed from " + listed(f"[`{name}`](#{slug(name)})" for name in stored) + ".")
+    return " ".join(filter(None, parts))
+
+
+def slug(result: str) -> str:
+    """The label under which the page on provenance describes a stored result."""
+    return f"result-{result.replace('/', '-').replace('_', '-')}"
 
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
-def _verdicts(claim: str, verdicts: list[Verdict]) -> str:
-    rows = []
-    for verdict in verdicts:
-        where = verdict.claim.removeprefix(claim).removeprefix(",").strip() or "overall"
-        own = None if verdict.number is None else number(verdict.number, verdict.low, verdict.high)
-        rows.append([where, own, badge(verdict.outcome), verdict.because])
-    return table(["setting", "our number [95% interval]", "verdict", "because"], rows, style="claim-verdicts")
+def _setting(claim: str, verdict: Verdict) -> str:
+    """What a verdict's id says beside its claim, models by their short names; with a colon."""
+    parts = verdict.claim.removeprefix(claim).removeprefix(",").strip().split(", ")
+    where = ", ".join(short(part) for part in parts if part)
+    return f"{where}: " if where else ""
 
 
-def cwic_rows() -> str:
+def _item(claim: str, verdict: Verdict) -> str:
+    own = cell(number(verdict.number, verdict.low, verdict.high))
+    return f"- {_setting(claim, verdict)}{own} {badge(verdict.outcome)}, {verdict.because}."
+
+
+def _untestable(claim: str, verdict: Verdict) -> str:
+    where = _setting(claim, verdict)
+    start = f"{where[:1].upper()}{where[1:]}{badge(NOT_TESTABLE)}"
+    return f"{start}: {verdict.because}. The command that would decide: {verdict.experiment}."
+
+
+def slips_cwic() -> str:
     """CWIC's slips as a table."""
-    return table(["where", "printed", "computed again"], cwic_slips.rows(),
-                 "Numbers and words in both versions of CWIC's paper that do not agree with each other.", "tab-cwic-slips")
+    return _slips(cwic_slips.slip_rows(), "Numbers and words in the two versions of CWIC's paper that do not fit together.",
+                  "tab-slips-cwic")
 
 
-def scap_rows() -> str:
+def slips_scap() -> str:
     """SCAP's slips as a table."""
     changes = scap_slips.relative_rows()
-    worst = next(row for row in changes if row[:2] == ["Mistral-7B", "CATS 90%"])
+    worst = max(changes, key=lambda row: -row[2].value)
     wrong = sum(row[-1] == "pruned" for row in changes)
-    speed = scap_slips.printed_speed()
+    speed, centred = scap_slips.printed_speed(), scap_slips.centring_rows()
     rows = [
         ["tables 5 and 6", f"{len(changes)} changes \"relative\" to the dense model",
-         f"{wrong} of them divide by the pruned score; CATS at 90% on Mistral, printed {worst[2]}%, lost {worst[3]}%"],
-        ["abstract", f"\"{scap_slips.CLAIMED:g}x additional speed-up\" over CATS",
+         f"{wrong} of them clearly divide by the pruned score; {worst[1]} on {worst[0]}, printed {worst[2]}%, lost {worst[3]}%"],
+        ["abstract", f"\"{scap_slips.CLAIMED:g}× additional LLM decoding speedup\" over CATS",
          f"a ratio of two percentages, {speed.of_percentages:.2f}; the ratio of the speeds is {speed.of_speeds:.2f}"],
-        ["section 4.3", "centring raises sparsity by 44.7%",
-         "; ".join(f"{row[0]}: {row[1]} to {row[2]}%, which is {row[3]} points or {row[4]}%" for row in scap_slips.centring_rows())],
-        ["algorithm 2, last line", "multiplies the down matrix by x", "the gated product is meant; by x the shapes would not fit"],
+        ["section 1", f"\"up to a {centred[0][3]}% increase\" by centring",
+         "; ".join(f"{row[0]}: {row[1]} to {row[2]}%, which is {row[3]} points or {row[4]}%" for row in centred)],
+        ["algorithm 2, line 8", "multiplies the down matrix by x", "the gated product is meant: x does not have its width"],
     ]
-    return table(["where", "printed", "computed again"], rows, "Numbers and words in SCAP's paper that say something else than meant.",
-                 "tab-scap-slips")
+    return _slips(rows, "Numbers and words in SCAP's paper that say something else than is meant.", "tab-slips-scap")
+
+
+def _slips(rows: Iterable[Iterable[object]], caption: str, name: str) -> str:
+    return table(["where", "printed", "what follows from the rest"], [[str(c) for c in row] for row in rows], caption, name)

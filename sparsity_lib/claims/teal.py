@@ -13,6 +13,6 @@ def _greedy(stored: Stored) -> list[Verdict]:
 
 
 TEAL = (
-    Claim("T1", "A greedy allocation of sparsity within each block loses less than a uniform one.", "teal",
-          ("fig-allocation", "tab-allocation"), (Test("KL of both allocations at 50%", _greedy, ("teal_allocation",)),)),
+    Claim("T1", "a greedy allocation of sparsity within each block loses less than a uniform one",
+          "teal", ("fig-allocation", "tab-allocation"), (Test("KL of both allocations at 50%", _greedy, ("teal_allocation",)),)),
 )
