@@ -27,7 +27,7 @@ class TestMarkdown:
         text = markdown.table(["a|b", "n"], [["x|y\nz", 1], [None, markdown.number(2.0)]], "Caption.", "tab-x")
         assert text.splitlines() == [
             ":::{table} Caption.", ":name: tab-x", ":align: center", "", "| a\\|b | n |", "|---|---:|", "| x\\|y z | 1 |",
-            '| – | <span class="num">2.000</span> |', ":::"]
+            '| – | <span class="num">2.00</span> |', ":::"]
         assert markdown.table(["a"], []) == "| a |\n|---|\n"
 
     def test_words(self):
@@ -167,9 +167,9 @@ print(ran, os.path.basename(os.getcwd()), os.path.relpath(sys.path[0]))
 
 class TestDocstrings:
     def test_marks_that_sphinx_would_read_stand_for_themselves(self):
-        given = ["Keep |x| > t of x [tokens, *], by `name` and ``code|x|``, see results_ too."]
+        given = ["Keep |x| > t of x [tokens, *], by `name`s and ``code|x|``, see results_ too."]
         assert docstrings.convert(given) == [
-            "Keep \\|x\\| > t of x [tokens, \\*], by ``name`` and ``code|x|``, see results\\_ too."]
+            "Keep \\|x\\| > t of x [tokens, \\*], by ``name``\\ s and ``code|x|``, see results\\_ too."]
 
     def test_indented_text_is_shown_as_it_is_but_sections_are_kept(self):
         given = ["Summary.", "", "    x = a_ * b", "", "Parameters", "----------", "x", "    A number."]

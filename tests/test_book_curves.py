@@ -38,9 +38,11 @@ class TestCurves:
     def test_sites_are_named_by_what_is_dropped(self, sites, expected):
         assert curves.where(sites) == expected and expected in curves.SITES
 
-    def test_own_share_leaves_out_sites_that_drop_nothing(self):
-        assert curves.Point(0.1, {"up_in": 0.0005, "down_in": 0.4}, Interval(1, 1, 1), 2.0).own == pytest.approx(0.4)
-        assert curves.Point(0.0, {"up_in": 0.0}, Interval(1, 1, 1), 2.0).own == 0.0
+    def test_own_share_leaves_out_kinds_that_drop_nothing_anywhere(self):
+        one, two = (curves.Point(s, {"up_in": up, "down_in": 0.4, "o_in": 0.001}, Interval(1, 1, 1), 2.0)
+                    for s, up in ((0.1, 0.0), (0.2, 0.2)))
+        assert curve("scap", one, two).kinds == ("up_in", "down_in") and curve("scap", one).kinds == ("down_in",)
+        assert curve("scap", one, two).own(one) == pytest.approx(0.2) and curve("scap", one).own(one) == pytest.approx(0.4)
 
     def test_the_stored_curves_rise_in_share_and_have_a_look(self):
         for model, found in curves.curves().items():
@@ -48,7 +50,7 @@ class TestCurves:
             for c in found.values():
                 shares = [p.skipped for p in c.points]
                 assert len(shares) > 1 and shares == sorted(shares) and style.look(c.method)
-                assert all(p.kl.low <= p.kl.value <= p.kl.high and 0 < p.own < 1 for p in c.points)
+                assert all(p.kl.low <= p.kl.value <= p.kl.high and 0 < c.own(p) < 1 for p in c.points)
 
     def test_scaps_front_is_not_beaten_by_any_of_its_settings(self):
         data = results.load("scap_grid").data
@@ -123,9 +125,11 @@ class TestChoose:
         assert "**TEAL**" in rows[-1] and len(rows) == 7
 
     def test_the_advice_names_stretches(self, made):
-        last = max(s / 100 for s in range(10, 31) if len(choose.level(choose.ranked("m", s / 100))) == 2)
-        assert choose.advice() == (
-            f"On m nothing is ahead of LaRoSA from 10% to {last:.0%} and TEAL from 10% to 50% of all weights skipped.")
+        level = {s: {c.method for c, _ in choose.level(choose.ranked("m", s / 100))} for s in range(10, 51)}
+        last = max(s for s, methods in level.items() if "teal" in methods and s <= 30)
+        assert {s for s, methods in level.items() if "larosa" in methods} == set(range(10, 31)) and 20 < last < 30
+        assert choose.advice() == (f"On m nothing is ahead of TEAL from 10% to {last}%, LaRoSA from 10% to 30% and TEAL from 31% "
+                                   "to 50% of all weights skipped.")
 
 
 class TestExplorer:

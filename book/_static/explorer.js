@@ -7,7 +7,7 @@
   const $ = (name) => document.getElementById("explorer-" + name);
   /* Columns of a point. */
   const SKIPPED = 0, OWN = 1, KL = 2, LOW = 3, HIGH = 4, PPL = 5, SHOWN = 6;
-  const BOX = { left: 58, right: 626, top: 12, bottom: 282 }, WIDTH = 640, SVG = "http://www.w3.org/2000/svg";
+  const BOX = { left: 76, right: 626, top: 12, bottom: 278 }, WIDTH = 640, SVG = "http://www.w3.org/2000/svg";
   const ALL = "all";
 
   const percent = (share) => Math.round(100 * share) + "%";
@@ -71,11 +71,11 @@
     }
     for (let p = 0; p <= Math.round(100 * s.most); p += step) {
       element(svg, "line", { x1: s.x(p / 100), x2: s.x(p / 100), y1: BOX.top, y2: BOX.bottom, class: "grid" });
-      element(svg, "text", { x: s.x(p / 100), y: BOX.bottom + 17, "text-anchor": "middle" }, String(p));
+      element(svg, "text", { x: s.x(p / 100), y: BOX.bottom + 19, "text-anchor": "middle" }, String(p));
     }
     const middle = (BOX.top + BOX.bottom) / 2;
-    element(svg, "text", { x: (BOX.left + BOX.right) / 2, y: BOX.bottom + 38, "text-anchor": "middle" }, "weights skipped (% of all weights)");
-    element(svg, "text", { x: 13, y: middle, "text-anchor": "middle", transform: "rotate(-90 13 " + middle + ")" }, "KL (nats per token)");
+    element(svg, "text", { x: (BOX.left + BOX.right) / 2, y: BOX.bottom + 43, "text-anchor": "middle" }, "weights skipped (% of all weights)");
+    element(svg, "text", { x: 18, y: middle, "text-anchor": "middle", transform: "rotate(-90 18 " + middle + ")" }, "KL (nats per token)");
     for (const name of shown().filter((n) => n !== method).concat([method])) {
       const curve = curves()[name], chosen = name === method, at = (p, k) => s.x(p[SKIPPED]) + "," + s.y(p[k]);
       if (chosen) {

@@ -61,12 +61,16 @@ def advice() -> str:
 
 
 def _stretches(model: str) -> str:
-    spans: dict[str, list[float]] = {}
+    spans: list[tuple[str, float, float]] = []
     for skipped in (s / 100 for s in range(1, 100)):
-        if len(found := ranked(model, skipped)) > 1:
-            for curve, _ in level(found):
-                spans.setdefault(named(curve), [skipped, skipped])[1] = skipped
-    kept = [f"{name} from {low:.0%} to {high:.0%}" for name, (low, high) in sorted(spans.items(), key=lambda pair: pair[1])
+        found = ranked(model, skipped)
+        for curve, _ in level(found) if len(found) > 1 else ():
+            name, start = named(curve), skipped
+            for before in [span for span in spans if span[0] == name and skipped - span[2] < 0.015]:
+                spans.remove(before)
+                start = before[1]
+            spans.append((name, start, skipped))
+    kept = [f"{name} from {low:.0%} to {high:.0%}" for name, low, high in sorted(spans, key=lambda span: span[1:])
             if high - low >= STRETCH]
     return f"On {short(model)} nothing is ahead of {listed(kept)} of all weights skipped." if kept else ""
 

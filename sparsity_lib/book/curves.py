@@ -40,11 +40,6 @@ class Point:
     kl: Interval
     perplexity: float
 
-    @property
-    def own(self) -> float:
-        """Mean share dropped over the method's kinds of sites."""
-        return float(np.mean([share for share in self.sites.values() if share >= LEAST] or [0.0]))
-
 
 @dataclass(frozen=True)
 class Curve:
@@ -59,6 +54,15 @@ class Curve:
     def name(self) -> str:
         """A key of its own: the method, and the sites where it has several."""
         return f"{self.method} {self.sites}"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of sites at which it drops something anywhere along the curve."""
+        return tuple(kind for kind in self.points[0].sites if any(p.sites[kind] >= LEAST for p in self.points))
+
+    def own(self, point: Point) -> float:
+        """Mean share dropped at its kinds of sites."""
+        return float(np.mean([point.sites[kind] for kind in self.kinds]))
 
     @property
     def label(self) -> str:

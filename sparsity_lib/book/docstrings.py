@@ -42,10 +42,24 @@ def _prose(line: str) -> str:
             pieces[i] = "``" + piece.strip("`") + "``"
         else:
             piece = piece.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
-            pieces[i] = _ROLE_LIKE.sub(r"\\_", piece)
+            piece = _ROLE_LIKE.sub(r"\\_", piece)
+            pieces[i] = "\\ " + piece if i and piece[:1].isalnum() else piece  # code ends only before a break
     return "".join(pieces)
 
 
+#: What napoleon would take for "type: description" at its first colon.
+_COMMENTS = ("attribute", "data", "property")
+_kept: dict[str, list[str]] = {}
+
+
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Sphinx's hook, called once a docstring."""
+    """Sphinx's hook, called once a docstring, before napoleon's."""
     lines[:] = convert(lines)
+    _kept[name] = list(lines)
+
+
+def restore(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Sphinx's hook, called once a docstring, after napoleon's: comments on attributes stay as they were."""
+    kept = _kept.pop(name, lines)
+    if what in _COMMENTS:
+        lines[:] = kept

@@ -47,9 +47,9 @@ def _curve(model: str, curve: Curve) -> dict[str, Any]:
     kind, entries = SHOWN[score.partition("_")[0]] if score else ("", "")
     return {
         "label": look.label, "color": look.color, "dash": _dash(look), "sites": curve.sites, "bound": curve.method in BOUNDS,
-        "result": curve.result, "score": score, "entries": entries, "speeds": points(model, curve.method),
-        "points": [[_short(v) for v in (p.skipped, p.own, p.kl.value, p.kl.low, p.kl.high, p.perplexity,
-                                        p.sites.get(kind, p.own))] for p in curve.points],
+        "result": curve.result, "score": score, "entries": entries, "speeds": [list(point) for point in points(model, curve.method)],
+        "points": [[_short(v) for v in (p.skipped, curve.own(p), p.kl.value, p.kl.low, p.kl.high, p.perplexity,
+                                        p.sites.get(kind, 0.0))] for p in curve.points],
     }
 
 
@@ -70,7 +70,7 @@ def page() -> str:
 
 
 _HTML = """\
-<div id="explorer" class="explorer">
+<div id="explorer" class="explorer full-width">
 <noscript><p>The explorer needs JavaScript. Its numbers are in the tables of the chapters.</p></noscript>
 <div class="explorer-controls">
 <p><label for="explorer-model">Model</label> <select id="explorer-model"></select></p>

@@ -51,13 +51,22 @@ class ComputedWords(SphinxRole):
             return [], [self.inliner.reporter.error(str(error), line=self.lineno)]
 
 
+def without_thebe(app: Sphinx) -> None:
+    """Disconnect an extension of Jupyter Book that this book has no use for: its script raises an error on every page."""
+    for listener in [each for listeners in app.events.listeners.values() for each in listeners]:
+        if getattr(listener.handler, "__module__", "").partition(".")[0] == "sphinx_thebe":
+            app.disconnect(listener.id)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything; called by Sphinx."""
     app.add_directive("computed", Computed)
     app.add_role("computed", ComputedWords())
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.napoleon")
-    app.connect("autodoc-process-docstring", docstrings.process, priority=400)  # before napoleon's
+    app.connect("autodoc-process-docstring", docstrings.process, priority=400)  # napoleon's hook has 500
+    app.connect("autodoc-process-docstring", docstrings.restore, priority=600)
+    app.connect("builder-inited", without_thebe)
     app.connect("doctree-read", rerun.place)
     app.connect("html-page-context", explorer.scripts)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

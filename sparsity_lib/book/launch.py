@@ -58,7 +58,7 @@ def branch() -> str:
 
 
 def _named(text: str) -> str | None:
-    name = text.removeprefix(GITHUB).removesuffix(".git").strip("/")
+    name = text.removeprefix(GITHUB).strip("/").removesuffix(".git")
     if name and not _NAME.fullmatch(name):
         raise refuse("repository", text, f"OWNER/NAME or {GITHUB}OWNER/NAME")
     return name or None

@@ -66,7 +66,7 @@ def scores_of(model: nn.Module, tokenizer: Any, ids: Tensor, layer: int) -> dict
 def ranks(scores: Tensor, ranked: str) -> Tensor:
     """Each entry's rank among its token's ("token") or among all ("layer"), scaled to whole numbers from 0 to 255."""
     flat = scores if ranked == "token" else scores.reshape(1, -1)
-    place = flat.argsort(-1, stable=True).argsort(-1).double() / max(1, flat.shape[-1] - 1)
+    place = flat.argsort(dim=-1, stable=True).argsort(dim=-1).double() / max(1, flat.shape[-1] - 1)
     return (255 * place).round().to(torch.uint8).view(scores.shape)
 
 
