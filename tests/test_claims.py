@@ -148,7 +148,7 @@ def test_the_page_shows_number_interval_verdict_reason_and_source():
     made = effect("X1, gemma3-270m", "w", "our test; sizes were set", number=1.2345, low=1.1, high=1.3, published=2.0, null=1.0)
     other = Verdict("X1, tasks", "w", "`make it`", None, None, None, NOT_TESTABLE, "takes a larger one")
     text = page._block(base.Judged(claim, (made, other), (("a run", "`make results R=a`"), ("a thing", base.NOT_TRIED))))
-    assert text.startswith("(claim-x1)=\n:::{rubric} X1 ") and "Loses “nothing”." in text
+    assert text.startswith("{#claim-x1 .claim}\n### X1 <span ") and "Loses “nothing”." in text
     assert '- Gemma: <span class="num">1.23 [1.10, 1.30]</span> ' in text and "↗ direction only</span>, the interval lies" in text
     assert "Our test; sizes were set." in text and "Not tried here: a thing." in text
     assert "Tasks: " in text and "takes a larger one. The command that would decide: `make it`." in text

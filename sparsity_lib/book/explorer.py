@@ -41,8 +41,8 @@ def data() -> dict[str, Any]:
 
 
 def _curve(model: str, curve: Curve) -> dict[str, Any]:
-    """A curve's look, points (share skipped, share dropped at its sites, KL and its interval, perplexity, share dropped where its
-    mask is shown), measured speeds, and score."""
+    """A curve's look, measured speeds, score, and points: share skipped, share dropped at its sites, KL and its interval,
+    perplexity, share dropped where its mask is shown."""
     look, score = style.look(curve.method), SCORES.get(curve.name, SCORES.get(curve.method))
     kind, entries = SHOWN[score.partition("_")[0]] if score else ("", "")
     return {

@@ -22,7 +22,7 @@ from sparsity_lib.errors import SparsityError
 
 
 class Computed(SphinxDirective):
-    """A block of MyST text that a function of the library returns."""
+    """A block of MyST text that a function of the library returns; its headings become sections of the page."""
 
     required_arguments = 1
     final_argument_whitespace = True
@@ -35,7 +35,8 @@ class Computed(SphinxDirective):
         except SparsityError as error:
             raise self.error(str(error)) from error
         holder = nodes.Element()
-        self.state.nested_parse(StringList(text.splitlines(), source=self.get_location()), self.content_offset, holder)
+        lines = StringList(text.splitlines(), source=self.get_location())
+        self.state.nested_parse(lines, self.content_offset, holder, match_titles=True)
         return holder.children
 
 

@@ -77,9 +77,8 @@ def _of(paper: str) -> tuple[Judged, ...]:
 
 def _block(found: Judged) -> str:
     claim = found.claim
-    name = f"claim-{claim.id.lower()}"
-    heading = f":::{{rubric}} {claim.id} {badge(found.outcome)}\n:heading-level: 3\n:class: claim\n:::"
-    parts = [f"({name})=\n{heading}", _sentence(claim.words)]
+    heading = f"{{#claim-{claim.id.lower()} .claim}}\n### {claim.id} {badge(found.outcome)}"
+    parts = [heading, _sentence(claim.words)]
     tested = [verdict for verdict in found.verdicts if verdict.outcome != NOT_TESTABLE]
     for experiment, verdicts in groupby(tested, key=lambda v: v.experiment):
         parts += [_sentence(experiment), "\n".join(_item(claim.id, verdict) for verdict in verdicts)]
