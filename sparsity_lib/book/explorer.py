@@ -47,7 +47,8 @@ def _curve(model: str, curve: Curve) -> dict[str, Any]:
     kind, entries = SHOWN[score.partition("_")[0]] if score else ("", "")
     return {
         "label": look.label, "color": look.color, "dash": _dash(look), "sites": curve.sites, "bound": curve.method in BOUNDS,
-        "result": curve.result, "score": score, "entries": entries, "speeds": [list(point) for point in points(model, curve.method)],
+        "result": curve.result, "score": score, "entries": entries,
+        "speeds": [list(point) for point in points(model, curve.method)],
         "points": [[_short(v) for v in (p.skipped, curve.own(p), p.kl.value, p.kl.low, p.kl.high, p.perplexity,
                                         p.sites.get(kind, 0.0))] for p in curve.points],
     }
