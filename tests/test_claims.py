@@ -71,14 +71,13 @@ def test_a_claim_without_results_says_which_command_makes_them(checkout):
         found = base.judge(claim)
         assert not [v for v in found.verdicts if v.number is not None], claim.id
         for what, why in found.missing:
-            assert what and (why == base.NOT_TRIED or re.match(r"`make (results R=|refresh NB=)", why)), (claim.id, why)
+            assert what and re.match(r"`make (results R=|refresh NB=)", why), (claim.id, why)
     assert base.judge(next(c for c in every() if c.id == "A1")).outcome == base.PENDING
     with pytest.raises(SparsityError, match="pending: `make results R=cwic_small`"):
         next(c for c in every() if c.id == "A4").tests[0].verdicts()
 
 
 def test_a_test_tells_what_is_missing(checkout):
-    assert base.Test("x").missing() == base.NOT_TRIED
     assert base.Test("x", list, ("cwic_small", "cwic_smol")).missing() == '`make results R="cwic_small cwic_smol"`'
     assert base.Test("x", list, ("bench/gpu",)).missing() == "`make results R=bench/gpu` on a machine with a GPU"
     assert "no experiment called nothing" in base.Test("x", list, ("nothing",)).missing()
@@ -144,13 +143,13 @@ def test_products_on_a_gpu_are_judged_from_the_slowest_to_the_fastest_shape(chec
 
 
 def test_the_page_shows_number_interval_verdict_reason_and_source():
-    claim = claims.Claim("X1", "loses “nothing”", "nowhere", ("fig-none",), (base.Test("ours", needs=("claws_sweep",)),))
+    claim = claims.Claim("X1", "loses “nothing”", "nowhere", ("fig-none",), (base.Test("ours", list, ("claws_sweep",)),))
     made = effect("X1, gemma3-270m", "w", "our test; sizes were set", number=1.2345, low=1.1, high=1.3, published=2.0, null=1.0)
     other = Verdict("X1, tasks", "w", "`make it`", None, None, None, NOT_TESTABLE, "takes a larger one")
-    text = page._block(base.Judged(claim, (made, other), (("a run", "`make results R=a`"), ("a thing", base.NOT_TRIED))))
+    text = page._block(base.Judged(claim, (made, other), (("a run", "`make results R=a`"),)))
     assert text.startswith("{#claim-x1 .claim}\n### X1 <span ") and "Loses “nothing”." in text
     assert '- Gemma: <span class="num">1.23 [1.10, 1.30]</span> ' in text and "↗ direction only</span>, the interval lies" in text
-    assert "Our test; sizes were set." in text and "Not tried here: a thing." in text
+    assert "Our test; sizes were set." in text
     assert "Tasks: " in text and "takes a larger one. The command that would decide: `make it`." in text
     assert "… pending</span>: `make results R=a`." in text and "numref" not in text
 

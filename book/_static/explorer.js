@@ -109,12 +109,11 @@
   }
 
   function table(method, share) {
-    const all = $("all"), caption = all.caption;
+    const all = $("all");
     const found = shown().map((name) => [name, curves()[name], read(curves()[name].points, share)]);
     found.sort((a, b) => (a[2] ? a[2][KL] : Infinity) - (b[2] ? b[2][KL] : Infinity));
     all.textContent = "";
-    all.appendChild(caption);
-    caption.textContent = "All methods with " + percent(share) + " of all weights skipped, the closest to the dense model first.";
+    $("caption").textContent = "All methods with " + percent(share) + " of all weights skipped, the closest to the dense model first.";
     const head = all.createTHead().insertRow(), body = all.createTBody();
     for (const name of ["method", "KL [95% interval] (nats per token)", "perplexity", "decoding, times as fast as dense",
       "dropped at its sites"]) cell(head, "th", name, "col");
@@ -134,12 +133,12 @@
     figure.hidden = !(kept && curve.score && point);
     if (figure.hidden) return;
     const bytes = atob(kept.ranks[curve.score]), columns = data.masks.channels, rows = kept.tokens.length;
-    const size = 6, gap = 3, left = 96, context = $("mask").getContext("2d"), cut = 255 * point[SHOWN];
+    const size = 6, gap = 5, left = 96, context = $("mask").getContext("2d"), cut = 255 * point[SHOWN];
     $("mask").width = left + columns * size;
     $("mask").height = rows * (size + gap);
     context.fillStyle = "#fff";
     context.fillRect(0, 0, $("mask").width, $("mask").height);
-    context.font = "10px sans-serif";
+    context.font = "11px sans-serif";
     context.textBaseline = "middle";
     context.textAlign = "right";
     let count = 0;

@@ -71,7 +71,7 @@ def page() -> str:
 
 
 _HTML = """\
-<div id="explorer" class="explorer full-width">
+<div id="explorer" class="explorer">
 <noscript><p>The explorer needs JavaScript. Its numbers are in the tables of the chapters.</p></noscript>
 <div class="explorer-controls">
 <p><label for="explorer-model">Model</label> <select id="explorer-model"></select></p>
@@ -89,8 +89,9 @@ _HTML = """\
 the chosen method, with its 95% interval and the measured points; thin: the others; grey: bounds, which no method can
 use.</figcaption>
 </figure>
+<p id="explorer-caption"></p>
 <div class="explorer-scroll" tabindex="0" role="region" aria-label="All methods at this share">
-<table id="explorer-all"><caption>All methods at this share.</caption></table></div>
+<table id="explorer-all" aria-labelledby="explorer-caption"></table></div>
 <figure class="explorer-figure" id="explorer-masks" hidden>
 <div class="explorer-scroll" tabindex="0" role="region" aria-label="Mask"><canvas id="explorer-mask" role="img"></canvas></div>
 <figcaption id="explorer-mask-text"></figcaption>

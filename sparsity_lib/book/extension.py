@@ -59,6 +59,12 @@ def without_thebe(app: Sphinx) -> None:
             app.disconnect(listener.id)
 
 
+def accessible(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Sphinx's hook: entries of the bibliography are items of a list; the role that docutils gives them is deprecated."""
+    if "body" in context:
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything; called by Sphinx."""
     app.add_directive("computed", Computed)
@@ -70,4 +76,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", without_thebe)
     app.connect("doctree-read", rerun.place)
     app.connect("html-page-context", explorer.scripts)
+    app.connect("html-page-context", accessible)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

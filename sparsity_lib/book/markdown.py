@@ -51,6 +51,11 @@ def number(value: float, low: float | None = None, high: float | None = None) ->
     return Number(value, f"z.{digits}f", low, high)
 
 
+def whole(text: str) -> str:
+    """A text that is not broken into lines."""
+    return f'<span class="num">{html.escape(text)}</span>'
+
+
 def listed(names: Iterable[str]) -> str:
     """"A", "A and B", "A, B and C"."""
     *first, last = names

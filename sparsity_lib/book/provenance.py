@@ -11,7 +11,7 @@ from typing import Any
 from sparsity_lib import project, results
 from sparsity_lib.assets import ASSETS
 from sparsity_lib.book import markdown
-from sparsity_lib.book.markdown import number, table
+from sparsity_lib.book.markdown import number, table, whole
 from sparsity_lib.claims.page import slug
 from sparsity_lib.notebooks import parameters_of
 
@@ -49,7 +49,7 @@ def duration(seconds: float) -> str:
 
 def stored() -> str:
     """A table of the stored results."""
-    rows = [[f"[`{name}`](#{slug(name)})", m["date"], duration(m["seconds"]), ", ".join(map(str, m["seeds"])) or "none",
+    rows = [[f"[`{name}`](#{slug(name)})", whole(m["date"]), whole(duration(m["seconds"])), ", ".join(map(str, m["seeds"])) or "none",
              _letter("machine", m), _letter("versions", m), f"`{m['commit'][:9]}`" + ("+" if "+" in m["commit"] else "")]
             for name, m in manifests().items()]
     return table(["result", "made on", "took", "seeds", "machine", "versions", "commit"], rows,

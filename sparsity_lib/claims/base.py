@@ -12,8 +12,6 @@ from sparsity_lib.experiments.scap_report import stored as load
 from sparsity_lib.verdicts import DIRECTION, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Verdict
 
 MIXED, PENDING = "mixed", "pending"
-#: Why a test without a rule has no verdict.
-NOT_TRIED = "not tried"
 #: What can become of a claim, in the order in which the page counts them.
 OUTCOMES = (REPRODUCED, DIRECTION, MIXED, NOT_REPRODUCED, NOT_TESTABLE, PENDING)
 #: Stored results by name, as a test gets them.
@@ -25,14 +23,14 @@ Run = Callable[[Stored], Iterable[Verdict]]
 class Test:
     """One way in which a claim is tested.
 
-    what: our experiment in a few words. run: from the results named in `needs` to verdicts; None where nobody has written it.
+    what: our experiment in a few words. run: from the results named in `needs` to verdicts.
     record: the chapter whose committed record `run` reads, for what a chapter measures live.
     """
 
     __test__ = False  # not one of pytest's
 
     what: str
-    run: Run | None = None
+    run: Run
     needs: tuple[str, ...] = ()
     record: str = ""
 
@@ -40,8 +38,6 @@ class Test:
         """The command that makes what it needs, or why there is none; empty where it can be judged."""
         from sparsity_lib.experiments import EXPERIMENTS, ON_GPU
 
-        if self.run is None:
-            return NOT_TRIED
         absent = [name for name in self.needs if name not in results.names()]
         if unknown := [name for name in absent if name not in EXPERIMENTS]:
             return f"this book has no experiment called {unknown[0]}"

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from sparsity_lib.book.markdown import cell, labels, link, listed, number, pages, plural, reference, table
 from sparsity_lib.claims import OUTCOMES, PAPERS, Judged, judge
-from sparsity_lib.claims.base import MIXED, NOT_TRIED, PENDING
+from sparsity_lib.claims.base import MIXED, PENDING
 from sparsity_lib.errors import unknown
 from sparsity_lib.experiments import cwic_slips, scap_slips
 from sparsity_lib.experiments.claws_report import short
@@ -83,8 +83,7 @@ def _block(found: Judged) -> str:
     for experiment, verdicts in groupby(tested, key=lambda v: v.experiment):
         parts += [_sentence(experiment), "\n".join(_item(claim.id, verdict) for verdict in verdicts)]
     parts += [_untestable(claim.id, verdict) for verdict in found.verdicts if verdict.outcome == NOT_TESTABLE]
-    parts += [f"{_sentence(what)} {badge(PENDING)}: {why}." for what, why in found.missing if why != NOT_TRIED]
-    parts += [f"Not tried here: {what}." for what, why in found.missing if why == NOT_TRIED]
+    parts += [f"{_sentence(what)} {badge(PENDING)}: {why}." for what, why in found.missing]
     return "\n\n".join([*parts, _shown(found), ""])
 
 

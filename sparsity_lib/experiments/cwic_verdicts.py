@@ -209,6 +209,8 @@ def ablation_verdicts(ablations: Data) -> list[Verdict]:
         *(verdict_more(ablations, f"bandwidth {b}", shapes, f"A13, {b}") for b in (0.02, 0.5)),
         *(verdict_stable(ablations, f"momentum {b}", "momentum from 0.9 to 0.99 hardly matters", f"A13, momentum {b}")
           for b in (0.9, 0.95)),
+        *(verdict_stable(ablations, f"{k} kernel", "kernel functions other than the rectangle gave similar performance",
+                         f"A13, {k} kernel") for k in ("triangle", "gaussian") if f"{k} kernel" in ablations),
         verdict_rate(ablations),
         *(verdict_more(ablations, f"flops, no {p}", f"without {p} training collapses to chance", f"F3, {p}", size=2.0, ratio=None)
           for p in ("warm-up", "head limit")),
