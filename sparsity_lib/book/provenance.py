@@ -49,7 +49,8 @@ def duration(seconds: float) -> str:
 
 def stored() -> str:
     """A table of the stored results."""
-    rows = [[f"[`{name}`](#{slug(name)})", whole(m["date"]), whole(duration(m["seconds"])), ", ".join(map(str, m["seeds"])) or "none",
+    rows = [[f"[`{name}`](#{slug(name)})", whole(m["date"]), whole(duration(m["seconds"])),
+             ", ".join(map(str, m["seeds"])) or "none",
              _letter("machine", m), _letter("versions", m), f"`{m['commit'][:9]}`" + ("+" if "+" in m["commit"] else "")]
             for name, m in manifests().items()]
     return table(["result", "made on", "took", "seeds", "machine", "versions", "commit"], rows,
