@@ -21,7 +21,7 @@ FRESH := $(CURDIR)/_build/records
 BUILD := -W -n --keep-going --all
 unexport PYTHONPATH
 
-.PHONY: help env assets book book-smoke browser test lint unit native nbval bench run params refresh results lock clean
+.PHONY: help env assets book book-smoke browser pdf test lint unit native nbval bench run params refresh results lock clean
 
 help:  ## list the commands
 	@echo "make COMMAND"
@@ -55,6 +55,10 @@ book-smoke: env $(MATHJAX)  ## render the committed outputs without executing (_
 
 browser: book-smoke  ## the pages in a real browser: links, errors, accessibility, explorer (needs Chromium)
 	$(PY) -m pytest tests/browser
+
+pdf: book-smoke  ## the committed outputs as one file to print: _build/book.pdf (needs Chromium)
+	$(BIN)/jupyter-book build . --builder singlehtml --config _build/smoke/_config.yml --path-output _build/single $(BUILD)
+	$(PY) tools/pdf.py _build/single/_build/singlehtml _build/book.pdf
 
 test: lint native unit nbval  ## everything that guards the project
 

@@ -10,7 +10,7 @@ import yaml
 from book_checkout import ROOT, small_book
 
 from sparsity_lib import notebooks, results
-from sparsity_lib.book import computed, docstrings, launch, markdown, provenance, rerun, start
+from sparsity_lib.book import browser, computed, docstrings, launch, markdown, provenance, rerun, start
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.parameters import parse_cell
 
@@ -192,3 +192,17 @@ class TestProvenance:
         import platform
 
         assert platform.node() not in provenance.machines() or len(platform.node()) < 4
+
+
+class TestBrowser:
+    def test_it_is_the_one_that_is_named_else_the_first_on_the_path_else_refused(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.delenv(browser.SWITCH, raising=False)
+        with pytest.raises(SparsityError, match="no Chromium found. Fix: install one"):
+            browser.chromium()
+        for name in ("google-chrome", "chromium"):
+            (tmp_path / name).write_text("")
+            (tmp_path / name).chmod(0o755)
+        assert browser.chromium() == str(tmp_path / "chromium")
+        monkeypatch.setenv(browser.SWITCH, "/elsewhere/chrome")
+        assert browser.chromium() == "/elsewhere/chrome"

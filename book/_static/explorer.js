@@ -7,11 +7,14 @@
   const $ = (name) => document.getElementById("explorer-" + name);
   /* Columns of a point. */
   const SKIPPED = 0, OWN = 1, KL = 2, LOW = 3, HIGH = 4, PPL = 5, SHOWN = 6;
-  const BOX = { left: 76, right: 626, top: 12, bottom: 278 }, WIDTH = 640, SVG = "http://www.w3.org/2000/svg";
-  const ALL = "all";
+  const SVG = "http://www.w3.org/2000/svg", ALL = "all";
+  /* The chart's own units; on a phone fewer of them, so that its letters stay readable. */
+  const PHONE = window.matchMedia("(max-width: 600px)");
+  const sized = () => (PHONE.matches ? { width: 360, height: 330 } : { width: 640, height: 330 });
+  const box = () => ({ left: 64, right: sized().width - 14, top: 12, bottom: sized().height - 52 });
 
   const percent = (share) => Math.round(100 * share) + "%";
-  const digits = (v) => (v >= 1000 ? v.toExponential(1) : v >= 100 ? v.toFixed(0) : v >= 10 ? v.toFixed(1) : v >= 1 ? v.toFixed(2) : v.toFixed(3));
+  const digits = (v) => (v >= 1e5 ? "over 100,000" : v >= 1000 ? Number(v.toPrecision(2)).toLocaleString("en") : v >= 100 ? v.toFixed(0) : v >= 10 ? v.toFixed(1) : v >= 1 ? v.toFixed(2) : v.toFixed(3));
   const interval = (p) => digits(p[KL]) + " [" + digits(p[LOW]) + ", " + digits(p[HIGH]) + "]";
 
   /* A curve read at one share: KL and perplexity lie on lines of logarithms between neighbours; null outside of what was measured. */
@@ -53,16 +56,18 @@
     const low = Math.floor(Math.log10(Math.max(1e-4, Math.min(...points.map((p) => p[KL])))));
     const high = Math.ceil(Math.log10(Math.max(...points.map((p) => p[KL]))));
     const clamp = (t) => Math.min(1, Math.max(0, t));
+    const b = box();
     return {
       most, low, high,
-      x: (share) => BOX.left + (BOX.right - BOX.left) * clamp(share / most),
-      y: (kl) => BOX.bottom - (BOX.bottom - BOX.top) * clamp((Math.log10(Math.max(kl, 1e-12)) - low) / (high - low)),
-      share: (px) => most * clamp((px - BOX.left) / (BOX.right - BOX.left)),
+      x: (share) => b.left + (b.right - b.left) * clamp(share / most),
+      y: (kl) => b.bottom - (b.bottom - b.top) * clamp((Math.log10(Math.max(kl, 1e-12)) - low) / (high - low)),
+      share: (px) => most * clamp((px - b.left) / (b.right - b.left)),
     };
   }
 
   function chart(method, share) {
-    const svg = $("chart"), title = $("chart-title"), s = scales(), step = s.most > 0.35 ? 10 : 5;
+    const svg = $("chart"), title = $("chart-title"), s = scales(), BOX = box(), step = s.most > 0.35 ? 10 : 5;
+    svg.setAttribute("viewBox", "0 0 " + sized().width + " " + sized().height);
     while (svg.lastChild !== title) svg.removeChild(svg.lastChild);
     for (let d = s.low; d <= s.high; d += 1) {
       const kl = Math.pow(10, d);
@@ -75,7 +80,7 @@
     }
     const middle = (BOX.top + BOX.bottom) / 2;
     element(svg, "text", { x: (BOX.left + BOX.right) / 2, y: BOX.bottom + 43, "text-anchor": "middle" }, "weights skipped (% of all weights)");
-    element(svg, "text", { x: 18, y: middle, "text-anchor": "middle", transform: "rotate(-90 18 " + middle + ")" }, "KL (nats per token)");
+    element(svg, "text", { x: 14, y: middle, "text-anchor": "middle", transform: "rotate(-90 14 " + middle + ")" }, "KL (nats per token)");
     for (const name of shown().filter((n) => n !== method).concat([method])) {
       const curve = curves()[name], chosen = name === method, at = (p, k) => s.x(p[SKIPPED]) + "," + s.y(p[k]);
       if (chosen) {
@@ -135,7 +140,7 @@
     const bytes = atob(kept.ranks[curve.score]), columns = data.masks.channels, rows = kept.tokens.length;
     const size = 6, gap = 5, left = 96, context = $("mask").getContext("2d"), cut = 255 * point[SHOWN];
     $("mask").width = left + columns * size;
-    $("mask").height = rows * (size + gap);
+    $("mask").height = rows * (size + gap) + gap;
     context.fillStyle = "#fff";
     context.fillRect(0, 0, $("mask").width, $("mask").height);
     context.font = "11px sans-serif";
@@ -143,7 +148,7 @@
     context.textAlign = "right";
     let count = 0;
     for (let r = 0; r < rows; r += 1) {
-      const top = r * (size + gap);
+      const top = r * (size + gap) + gap;
       context.fillStyle = "#000";
       context.fillText(kept.tokens[r].trim().slice(0, 16) || "·", left - 6, top + size / 2 + 1);
       for (let c = 0; c < columns; c += 1) {
@@ -203,11 +208,12 @@
   for (const name of ["model", "sites"]) $(name).addEventListener("input", () => refill());
   for (const name of ["method", "share"]) $(name).addEventListener("input", update);
   function pick(event) {
-    const box = $("chart").getBoundingClientRect();
-    $("share").value = String(Math.round(100 * scales().share((event.clientX - box.left) / box.width * WIDTH)));
+    const at = $("chart").getBoundingClientRect();
+    $("share").value = String(Math.round(100 * scales().share((event.clientX - at.left) / at.width * sized().width)));
     update();
   }
   $("chart").addEventListener("pointerdown", pick);
   $("chart").addEventListener("pointermove", (event) => { if (event.buttons) pick(event); });
+  PHONE.addEventListener("change", update);
   refill("larosa inputs");
 })();

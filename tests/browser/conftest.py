@@ -2,7 +2,6 @@
 
 import functools
 import os
-import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from sparsity_lib import project
+from sparsity_lib.book.browser import chromium
+from sparsity_lib.errors import SparsityError
 
-#: The environment's own names for the browser to run and the folder of built pages.
-BROWSER, PAGES = "CHROMIUM", "SPARSITY_HTML"
-NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+#: Names another folder of built pages.
+PAGES = "SPARSITY_HTML"
 WIDE = {"width": 1200, "height": 900}
 
 
@@ -45,9 +45,10 @@ def site(built):
 @pytest.fixture(scope="session")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make env")
-    found = os.environ.get(BROWSER) or next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        pytest.skip(f"no Chromium found: install one (Debian: apt install chromium) or name it, {BROWSER}=/path/to/chromium")
+    try:
+        found = chromium()
+    except SparsityError as error:
+        pytest.skip(str(error))
     with playwright.sync_playwright() as started:
         launched = started.chromium.launch(executable_path=found)
         yield launched

@@ -82,7 +82,8 @@ def test_its_numbers_are_the_librarys(explorer, percent):
                 assert cells[0] == "not measured here"
                 continue
             assert float(cells[0].split()[0]) == pytest.approx(point.kl.value, rel=0.01, abs=6e-4)
-            assert float(cells[1]) == pytest.approx(point.perplexity, rel=0.06)
+            assert cells[1] == "over 100,000" if point.perplexity > 1e5 else \
+                float(cells[1].replace(",", "")) == pytest.approx(point.perplexity, rel=0.06)
             fast = speed(model, curve.method, percent / 100)
             assert cells[2] == "–" if fast is None or curve.method in ("oracle", "random") else \
                 float(cells[2]) == pytest.approx(fast, abs=0.006)
