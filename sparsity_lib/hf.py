@@ -11,7 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch import distributed as dist
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -67,6 +68,14 @@ class SparsityQuantizer(HfQuantizer):
         plan = Plan.empty(recipe, model)
         plan.calibration.update(self.quantization_config.calibration)
         return install(model, plan)
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        """What to save, where not simply the model's state: weights that training split between processes, whole in the first."""
+        from sparsity_lib.train.sharding import is_split, whole  # training needs this module: the import cannot be at the top
+
+        if not is_split(model):
+            return None, {}
+        return whole(model.state_dict(keep_vars=True), keep=dist.get_rank() == 0), {}
 
     def is_serializable(self, *args, **kwargs) -> bool:
         return True

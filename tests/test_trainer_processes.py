@@ -2,13 +2,12 @@
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from core_tiny import tiny, tokens
-from processes import start
+from processes import start, together
 
 from sparsity_lib.train import TrainRecipe, train
 from sparsity_lib.train.checkpoints import steps_in
@@ -20,6 +19,7 @@ CHILD = f"""
 import json, os, signal, sys
 sys.path.insert(0, {str(TESTS)!r})
 import conftest, torch
+from accelerate import Accelerator
 from core_tiny import tiny, tokens
 from sparsity_lib.train import TrainRecipe, train
 from sparsity_lib.train.losses import next_token
@@ -32,7 +32,8 @@ def die(module, step):
 model = tiny("mixtral")
 made = train(model, next_token, tokens(48), recipe, checkpoints=folder, every=3, after=die)
 if int(os.environ.get("RANK", 0)) == 0:
-    print(json.dumps([made.losses, made.seen, float(model.lm_head.weight.double().sum())]))
+    total = float(model.lm_head.weight.double().sum())
+    print(json.dumps([made.losses, made.seen, total, Accelerator().num_processes]))
 """
 
 
@@ -58,16 +59,11 @@ def test_two_processes_train_what_one_does(tmp_path, accumulation):
     script = tmp_path / "child.py"
     script.write_text(CHILD)
     recipe = json.dumps({**RECIPE, "accumulation": accumulation})
-    port = str(20_000 + int(time.time() * 1000) % 20_000)
-    run = start(
-        "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-        "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--main_process_port", port, str(script), "whole",
-        str(tmp_path / "run"), recipe,
-    )
-    out, errors = run.communicate(timeout=120)
+    run = together(2, str(script), "whole", str(tmp_path / "run"), recipe)
+    out, errors = run.communicate(timeout=300)
     assert run.returncode == 0, errors
-    losses, seen, total = json.loads(out.strip().splitlines()[-1])
+    losses, seen, total, processes = json.loads(out.strip().splitlines()[-1])
     model, whole = expected()
-    assert seen == whole.seen and losses == pytest.approx(whole.losses, rel=1e-4)
+    assert processes == 2 and seen == whole.seen and losses == pytest.approx(whole.losses, rel=1e-4)
     assert total == pytest.approx(float(model.lm_head.weight.detach().double().sum()), rel=1e-3)
     assert steps_in(tmp_path / "run") == [9, 12]

@@ -5,13 +5,19 @@
 
 RECIPE is a name of those that come with the library, or a JSON file of the same fields. DATA has a JSON object a line, either
 {"messages": [{"role": ..., "content": ...}, ...]} or {"text": ...}; without it, the book's training text is used. The
-command again goes on from the last checkpoint. Weights are not split between devices (no FSDP): each holds 16 bytes a weight, and
-the teacher; "checkpointing" computes blocks twice instead of keeping their activations.
+command again goes on from the last checkpoint.
+
+A device holds 16 bytes a weight, and the teacher. With "shard" in the recipe (FSDP) several devices hold that together, each a
+part, and besides it one or two blocks, and whole what is outside of all blocks: embedding and head. "checkpointing" computes
+blocks twice instead of keeping their activations. "accumulation" is meant for one device; several share its pieces, so that
+each computes as many rows at a time. On the host, every process needs 8 bytes a weight while it starts, and the first one 12
+while it writes a checkpoint. `torchrun --nproc-per-node 8 -m sparsity_lib.cwic ...` is the same as `accelerate launch`.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -35,7 +41,8 @@ from sparsity_lib.train.packing import chats, pack
 from sparsity_lib.train.recipe import TrainRecipe
 
 FIELDS = (
-    "about", "model", "preset", "length", "config", "budget", "eta", "mode", "mse", "train", "teacher", "every", "checkpointing")
+    "about", "model", "preset", "length", "config", "budget", "eta", "mode", "mse", "train", "teacher", "every", "checkpointing",
+    "shard")
 NEEDED = ("model", "preset", "length", "train")
 TEACHERS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -72,13 +79,21 @@ def read(recipe: str) -> dict[str, Any]:
         raise unknown("preset", found["preset"], PRESETS)
     if found.get("teacher", "float32") not in TEACHERS:
         raise unknown("teacher", found["teacher"], TEACHERS)
+    if not isinstance(found.get("shard", False), bool):
+        raise refuse("shard", found["shard"], "true or false")
     return found
 
 
-def built(found: Mapping[str, Any]) -> tuple[CWICConfig, CWICRecipe]:
-    """Configuration and recipe of what `read` gave; raises SparsityError for what they do not allow."""
+def built(found: Mapping[str, Any], processes: int = 1) -> tuple[CWICConfig, CWICRecipe]:
+    """Configuration and recipe of what `read` gave; raises SparsityError for what they do not allow.
+
+    The pieces that a batch is computed in are shared among `processes`, where they come out even.
+    """
     try:
         plain = TrainRecipe(**found["train"])
+        pieces = max(1, plain.accumulation // processes)
+        if plain.batch % (pieces * processes) == 0:
+            plain = dataclasses.replace(plain, accumulation=pieces)
         budget = PRESETS[found["preset"]](plain.steps, **found.get("budget", {}))
     except TypeError as error:
         raise SparsityError(f"The recipe is broken: {error}.") from None
@@ -122,22 +137,25 @@ def _document(tokenizer: Any, line: str, where: str) -> list[int]:
 
 def distilled(found: Mapping[str, Any], data: str | None, out: Path) -> CWICTrained:
     """Run a recipe; the first process writes the model and its tokenizer to OUT/model, checkpoints are in OUT/checkpoints."""
-    config, recipe = built(found)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    config, recipe = built(found, processes)
     length = count("length", found["length"], minimum=2)
     model, tokenizer = load_model(found["model"])
     teacher = teacher_of(model, share=recipe.mode != "all")
     if "teacher" in found and recipe.mode == "all":
         teacher.to(TEACHERS[found["teacher"]])
-    if torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if torch.cuda.is_available() and processes == 1:
         model.to("cuda")  # with several processes, the trainer puts each on its own
     convert(model, config)
     if found.get("checkpointing"):
         model.activation_checkpointing_enable({"use_reentrant": False})
     steps, passes = recipe.train.steps * recipe.train.batch, recipe.train.passes
     text = rows(tokenizer, data, length, -(-steps // passes))
-    made = train_cwic(model, teacher, text, recipe, checkpoints=out / "checkpoints", every=found.get("every", 100), on_step=_say)
+    made = train_cwic(
+        model, teacher, text, recipe, checkpoints=out / "checkpoints", every=found.get("every", 100), on_step=_say,
+        shard=found.get("shard", False))
+    model.save_pretrained(out / "model", is_main_process=_first())  # all are needed where weights are split
     if _first():
-        model.save_pretrained(out / "model")
         tokenizer.save_pretrained(out / "model")
     return made
 

@@ -28,10 +28,12 @@ from sparsity_lib.cwic.convert import Registry, registry_of
 from sparsity_lib.cwic.history import History, StepRecord
 from sparsity_lib.cwic.losses import distil
 from sparsity_lib.errors import SparsityError, refuse, unknown
+from sparsity_lib.sites import SiteMap, find_sites
 from sparsity_lib.train.checkpoints import latest
 from sparsity_lib.train.data import Data
 from sparsity_lib.train.packing import PADDING, model_inputs, positions
 from sparsity_lib.train.recipe import TrainRecipe
+from sparsity_lib.train.sharding import is_split, shard_frozen
 from sparsity_lib.train.trainer import Trained, train
 
 MODES = {
@@ -103,7 +105,7 @@ def teacher_of(model: nn.Module, *, share: bool = False) -> nn.Module:
 
 def train_cwic(
     model: nn.Module, teacher: nn.Module, data: Data, recipe: CWICRecipe, *, checkpoints: str | os.PathLike | None = None,
-    every: int = 100, on_step: Callable[[StepRecord, nn.Module], None] | None = None, title: str = "CWIC",
+    every: int = 100, on_step: Callable[[StepRecord, nn.Module], None] | None = None, shard: bool = False, title: str = "CWIC",
 ) -> CWICTrained:
     """Train a converted model in place; adapters are merged at the end.
 
@@ -119,14 +121,22 @@ def train_cwic(
         As for `train`. The records are kept there too.
     on_step
         Called with each step's record and the model, in the first process.
+    shard
+        Split student, teacher, gradients and moments between the processes, block by block (FSDP), in mode "all". The model
+        stays split afterwards: `model.save_pretrained(folder)`, called in every process, writes it whole. One process splits
+        nothing.
 
     Raises
     ------
     SparsityError
-        As `train` does; if the model is not converted, there is no data, or the teacher has another vocabulary.
+        As `train` does; if the model is not converted, there is no data, the teacher has another vocabulary, or the weights
+        are to be split in a mode that leaves them as they are.
     """
     registry = registry_of(model)
     _check(model, teacher, data, recipe)
+    if shard and recipe.mode != "all":
+        why = f'false in mode "{recipe.mode}", whose weights are frozen and shared with the teacher'
+        raise refuse("shard", shard, why, 'mode "all"')
     folder = None if checkpoints is None else Path(checkpoints)
     adapted = _choose_trained(model, registry, recipe)
     history = History(folder, on_step)
@@ -141,7 +151,7 @@ def train_cwic(
     try:
         run = train(
             model, objective, data, recipe.train, checkpoints=folder, every=every, scale=registry.scale(recipe.eta), after=after,
-            about={"cwic": _about(registry, recipe)}, title=title)
+            about={"cwic": _about(registry, recipe)}, blocks=_blocks(model, registry.sites) if shard else None, title=title)
     except BaseException:
         history.drop()
         raise
@@ -157,12 +167,12 @@ class _Objective:
 
     def __init__(self, registry: Registry, teacher: nn.Module, recipe: CWICRecipe, history: History) -> None:
         self.registry, self.teacher, self.recipe, self.history = registry, teacher, recipe, history
+        self.placed = False
 
     def __call__(self, model: nn.Module, batch: Tensor | Mapping[str, Tensor], step: int) -> Tensor:
         ids, segments = (batch, None) if isinstance(batch, Tensor) else (batch["input_ids"], batch.get("segments"))
         valid = None if segments is None else (segments != PADDING).flatten()
-        if next(self.teacher.parameters()).device != ids.device:
-            self.teacher.to(ids.device)
+        self._place_teacher(model, ids.device)
         inputs = model_inputs(model, ids, segments)
         with torch.no_grad():
             reference = _hidden(self.teacher, inputs)
@@ -187,6 +197,17 @@ class _Objective:
         return loss
 
 
+    def _place_teacher(self, model: nn.Module, device: torch.device) -> None:
+        """Once, when the student is where it stays."""
+        if self.placed:
+            return
+        if is_split(model):
+            shard_frozen(self.teacher, self.teacher.base_model, _blocks(self.teacher, find_sites(self.teacher)), device)
+        else:
+            self.teacher.to(device)
+        self.placed = True
+
+
 def attention_operations(model: nn.Module, ids: Tensor, segments: Tensor | None) -> float:
     """Operations a token for QK^T and PV of all layers: 4 heads head_dim (multiply and add, twice) times the tokens seen."""
     config = model.config.get_text_config()
@@ -203,6 +224,10 @@ def attention_operations(model: nn.Module, ids: Tensor, segments: Tensor | None)
 def _hidden(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     rest = {name: value for name, value in inputs.items() if name != "input_ids"}
     return lm.hidden_states(model, inputs["input_ids"], **rest)
+
+
+def _blocks(model: nn.Module, sites: SiteMap) -> list[nn.Module]:
+    return [model.get_submodule(name) for name in sites.blocks]
 
 
 def _about(registry: Registry, recipe: CWICRecipe) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One training loop for everything that the book trains: any module, any loss, one process or many.
 
-    accelerate launch --num_processes 2 train.py      # the same call to `train` in each process
+    accelerate launch --num_processes 2 train.py      # the same call to `train` in each process; without GPUs: torchrun
 
 What happens at step t is a function of the recipe, the data and the weights, and of nothing else: the order of the
 rows is known beforehand, and random generators are seeded anew at every step. So a run that was killed goes on from
@@ -14,7 +14,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from sparsity_lib.train import checkpoints as store
 from sparsity_lib.train.data import Data, Rows, fingerprint
 from sparsity_lib.train.losses import Loss
 from sparsity_lib.train.recipe import TrainRecipe
+from sparsity_lib.train.sharding import fill, plain, shard, whole
 
 _PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -56,7 +57,8 @@ class Trained:
 def train(
     module: nn.Module, loss: Loss, data: Data, recipe: TrainRecipe, *, checkpoints: str | os.PathLike | None = None,
     every: int = 100, scale: Callable[[str, nn.Parameter], float] | None = None,
-    after: Callable[[nn.Module, int], None] | None = None, about: Mapping[str, Any] | None = None, title: str = "training",
+    after: Callable[[nn.Module, int], None] | None = None, about: Mapping[str, Any] | None = None,
+    blocks: Sequence[nn.Module] | None = None, title: str = "training",
 ) -> Trained:
     """Train the parameters of `module` that require gradients, in place.
 
@@ -78,18 +80,22 @@ def train(
         Called with (module, step) after each update, to project parameters back to where they are allowed.
     about
         Plain data, of what the recipe does not say, that checkpoints must agree on to go on from them.
+    blocks
+        Split weights, gradients and moments between the processes instead of keeping all in each, these modules one by one
+        and then the rest (`sharding.shard`). Checkpoints are the same either way, and the module stays split afterwards. One
+        process splits nothing.
     title
         What the progress bar is called.
 
     Raises
     ------
     SparsityError
-        If nothing is to be trained, the data is too little, the checkpoints are of another run or damaged, or a loss or
-        gradient is not finite: the module then keeps the weights from before that step, and the message names the last
-        good checkpoint.
+        If nothing is to be trained, the data is too little, the module cannot be split, the checkpoints are of another run or
+        damaged, or a loss or gradient is not finite: the module then keeps the weights from before that step, and the message
+        names the last good checkpoint.
     """
     count("every", every)
-    run = _Run(module, loss, data, recipe, None if checkpoints is None else Path(checkpoints), scale, about or {})
+    run = _Run(module, loss, data, recipe, None if checkpoints is None else Path(checkpoints), scale, about or {}, blocks)
     training = [(m, m.training) for m in module.modules()]
     devices = [run.device] if run.device.type == "cuda" else []
     try:
@@ -130,21 +136,31 @@ class _Objective(nn.Module):
 class _Run:
     """The state of one run in one process."""
 
-    def __init__(self, module, loss, data, recipe: TrainRecipe, folder: Path | None, scale, extra: Mapping[str, Any]) -> None:
+    def __init__(self, module, loss, data, recipe: TrainRecipe, folder: Path | None, scale, extra: Mapping[str, Any],
+                 blocks: Sequence[nn.Module] | None) -> None:
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # an expert may get no token of a batch
+        # Without a GPU, accelerate takes each of torchrun's processes for the only one unless it is told.
+        cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
         # Mixed precision is ours (torch.autocast), because accelerate fixes it once for a whole process.
-        self.accelerator = Accelerator(mixed_precision="no", device_placement=False, kwargs_handlers=[unused])
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no", device_placement=False, kwargs_handlers=[unused])
         if self.accelerator.distributed_type not in _PLAIN:
             raise SparsityError(
-                f"{self.accelerator.distributed_type.value} splits the weights, which these checkpoints do not know. "
-                "Fix: accelerate launch with plain data parallelism."
+                f"{self.accelerator.distributed_type.value} splits the weights in a way that these checkpoints do not know. "
+                "Fix: accelerate launch with plain data parallelism, and train(blocks=...) to split them."
             )
         self.module, self.recipe, self.folder, self.extra = module, recipe, folder, extra
         self.rows = Rows(data, recipe, self.accelerator.process_index, self.accelerator.num_processes)
         self.batch_size = self.rows.size(recipe)
-        self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.trained = _trained(module)
         self._check_trained()
-        if self.accelerator.num_processes > 1:
+        many, objective = self.accelerator.num_processes > 1, _Objective(module, loss)
+        self.sharded = many and blocks is not None
+        if folder is not None:
+            self.about = self._about()
+        if self.sharded:
+            shard(objective, blocks, self.accelerator.device)
+            self.trained = _trained(module)  # they are others now
+        elif many:
             module.to(self.accelerator.device)
         self.device = next(iter(self.trained.values())).device
         self.optimiser = torch.optim.AdamW(_groups(self.trained, recipe, scale), betas=recipe.betas)
@@ -152,9 +168,7 @@ class _Run:
         self.seconds, self.step, self.resumed = 0.0, 0, 0
         if folder is not None:
             self._resume()
-        objective = _Objective(module, loss)
-        many = self.accelerator.num_processes > 1
-        self.objective = self.accelerator.prepare_model(objective) if many else objective
+        self.objective = self.accelerator.prepare_model(objective) if many and not self.sharded else objective
 
     def _check_trained(self) -> None:
         if not self.trained:
@@ -177,28 +191,33 @@ class _Run:
         return {**about, **self.extra}
 
     def _resume(self) -> None:
-        self.about = self._about()
         saved = store.latest(self.folder)
         if saved is None:
             return
         state = self._state()
         store.check_same(saved, self.about, {name: tensor.shape for name, tensor in state.items()})
-        with torch.no_grad():
-            for name, tensor in state.items():
-                tensor.copy_(saved.state[name])
+        for name, tensor in state.items():
+            fill(tensor, saved.state[name])
         for key, moment in saved.moments.items():
             name, _, kind = key.rpartition(":")
-            place = torch.device("cpu") if kind == "step" else self.trained[name].device
-            self.optimiser.state[self.trained[name]][kind] = moment.to(place)
+            parameter = self.trained[name]
+            own = moment if kind == "step" else fill(torch.zeros_like(parameter, requires_grad=False), moment)
+            self.optimiser.state[parameter][kind] = own
         self.step = self.resumed = saved.step
         self.losses, self.seconds = list(saved.about["losses"]), saved.about["seconds"]
 
     def save(self) -> None:
         """Write a checkpoint, from one process for all."""
-        if self.folder is not None and self.accelerator.is_main_process:
-            moments = {f"{name}:{kind}": m for name, p in self.trained.items() for kind, m in self.optimiser.state[p].items()}
+        first = self.accelerator.is_main_process
+        if self.folder is None or not (first or self.sharded):
+            return
+        state = self._state()
+        moments = {f"{name}:{kind}": m for name, p in self.trained.items() for kind, m in self.optimiser.state[p].items()}
+        if self.sharded:
+            state, moments = whole(state, keep=first), whole(moments, keep=first)
+        if first:
             about = {**self.about, "losses": self.losses, "seconds": self.seconds}
-            store.save(self.folder, self.step, about, self._state(), moments)
+            store.save(self.folder, self.step, about, state, moments)
 
     def done(self, value: float, seconds: float) -> None:
         self.losses.append(value)
@@ -212,13 +231,14 @@ class _Run:
         total, pieces = torch.zeros((), dtype=torch.float64, device=self.device), self.recipe.accumulation
         for place, batch in enumerate(self.rows.pieces(step, self.device)):
             torch.manual_seed(_seed(self.recipe.seed, step, place, self.accelerator.process_index))
-            last = place == pieces - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
+            # split gradients are added up piece by piece: kept whole until the last, they would take as much as the weights
+            now = self.sharded or place == pieces - 1
+            with contextlib.nullcontext() if now else self.accelerator.no_sync(self.objective):
                 part = self._loss(batch, step)
                 self.accelerator.backward(part / pieces)
             total += part.detach().double() / pieces
         value = float(self.accelerator.reduce(total, "mean"))
-        norm = float(self.accelerator.clip_grad_norm_(self.trained.values(), self.recipe.clip))
+        norm = float(plain(self.accelerator.clip_grad_norm_(self.trained.values(), self.recipe.clip)))
         if not (math.isfinite(value) and math.isfinite(norm)):
             self.optimiser.zero_grad(set_to_none=True)
             raise self._diverged("loss" if not math.isfinite(value) else "gradient", step)
@@ -227,7 +247,9 @@ class _Run:
         return value
 
     def _loss(self, batch: Data, step: int) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+        # autocast remembers the weights it has rounded, of blocks too that are no longer gathered
+        with torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16", cache_enabled=not self.sharded):
             found = self.objective(batch, step)
         if not isinstance(found, Tensor) or found.dim() or not found.requires_grad:
             shown = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -250,6 +272,10 @@ class _Run:
             if not self.accelerator.is_main_process:
                 shown.disable = True
             yield shown
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def _groups(trained: dict[str, nn.Parameter], recipe: TrainRecipe, scale) -> list[dict[str, Any]]:
