@@ -2,11 +2,13 @@
 
 Rules. A weight is read by a token if it takes part in a product that is not known to be zero.
 - Linear layers: kept input columns times kept output rows.
-- The head counts in full. Embedding tables (tokens, positions) count one row a token; where the head is
-  tied to the token table, the table counts as the head.
+- The head counts in full, unless a recipe drops its inputs. Embedding tables (tokens, positions) count one row a token;
+  where the head is tied to the token table, the table counts as the head.
 - Experts: those the token is routed to. Norms, biases, convolutions and the router count in full.
-- What a repair reads on top (a low-rank product) counts in full, for every token.
-- An entry that is zero by itself (as after a ReLU) needs no weights, like one that was dropped.
+- What a repair reads on top (a low-rank product) counts in full, for every token. What a transform reads that is not absorbed
+  (a rotation) is told apart (`Account.transform_weights`): it is in no share.
+- An entry that is zero by itself (as after a ReLU) needs no weights, like one that was dropped; a neuron that was chosen
+  before its gate is known does.
 The share skipped is 1 - read / read by the dense model. Papers count otherwise (`Account.paper_counts`).
 """
 
@@ -22,10 +24,11 @@ from torch import Tensor, nn
 
 from sparsity_lib import lm
 from sparsity_lib.errors import SparsityError
+from sparsity_lib.experts import is_experts
 from sparsity_lib.install import Installed, installed_on
 from sparsity_lib.progress import track
 from sparsity_lib.recipe import rows_read
-from sparsity_lib.sites import UP_IN, Linear, find_sites, is_experts
+from sparsity_lib.sites import HEAD_IN, UP_IN, Linear, find_sites
 
 #: Where a model whose masks are no plan's, but learned inside its layers, keeps its function (model, ids) -> Account.
 COUNTER = "_sparsity_counter"
@@ -121,7 +124,7 @@ def token_densities(model: nn.Module, ids: Tensor, batch_size: int = 1) -> dict[
     device = next(model.parameters()).device
     with recorded(model) as counted, torch.no_grad():
         for batch in track(lm.check_ids(ids).split(batch_size), desc="counting weights", unit="batch"):
-            lm.hidden_states(model, batch.to(device))
+            lm.show_head(model, lm.hidden_states(model, batch.to(device)))
     return counted()
 
 
@@ -186,7 +189,9 @@ def summarise(model: nn.Module, densities: Mapping[str, Tensor]) -> Account:
         site = state.placed[name]
         column.update(dict.fromkeys(site.column_readers, density))
         row.update(dict.fromkeys(site.row_readers, density))
-    read = {linear.name: _share_read(linear, column, row) for linear in state.sites.linears}
+    head = state.sites.head
+    linears = state.sites.readable if head is not None and head.name in column else state.sites.linears
+    read = {linear.name: _share_read(linear, column, row) for linear in linears}
     kinds = {name.split(".")[1] for name in densities}
     layers = {
         kind: [1 - float(densities[f"{i}.{kind}"].mean()) for i in range(state.sites.layers) if f"{i}.{kind}" in densities]
@@ -194,7 +199,7 @@ def summarise(model: nn.Module, densities: Mapping[str, Tensor]) -> Account:
     }
     extra = sum(s.rule.transform.weights_read(state.placed[name]) for name, s in state.sparsifiers.items())
     repair = sum(piece.weights_read(state.placed[name]) for name, s in state.sparsifiers.items() for piece in s.rule.repair)
-    return compose(state.recipe.method, state.sites.linears, read, weights_per_token(model), layers, extra, repair)
+    return compose(state.recipe.method, linears, read, weights_per_token(model), layers, extra, repair)
 
 
 def compose(
@@ -226,13 +231,18 @@ def compose(
 
 
 def _by_token(state: Installed, densities: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Densities with one number a token: sites inside experts, seen once a routed expert, enter as their mean."""
+    """Densities with one number a token: sites inside experts, seen once a routed expert, enter as their mean, and so does
+    the head where it saw fewer tokens than the blocks."""
     routed = {linear.name: linear.per_token for linear in state.sites.linears}
     found = dict(densities)
     for name, density in densities.items():
         site = state.placed[name]
         if site.experts and site.kind != UP_IN:
             found[name] = density.mean().expand(len(density) // routed[site.column_readers[0]])
+    in_blocks = [len(density) for name, density in found.items() if state.placed[name].kind != HEAD_IN]
+    for name, density in found.items():
+        if state.placed[name].kind == HEAD_IN and in_blocks and len(density) != in_blocks[0]:
+            found[name] = density.mean().expand(in_blocks[0])  # benchmarks ask the head about some tokens only
     return found
 
 

@@ -51,17 +51,17 @@ def attach(model: nn.Module, site: Site, tap: Tap, *, on_product: bool = False) 
     return handle
 
 
-def attach_outputs(model: nn.Module, site: Site, change: Callable[[Tensor, int, Tensor | None], Tensor]) -> Attached:
-    """Call `change(y, number, bias)` on what the layers that read `site` put out; its result takes y's place.
+def attach_outputs(model: nn.Module, site: Site, change: Callable[[Tensor, int, nn.Module], Tensor]) -> Attached:
+    """Call `change(y, number, layer)` on what the layers that read `site` put out; its result takes y's place.
 
-    y [..., out] is the output of layer `site.column_readers[number]`, whose bias [out] (or None) it contains.
+    y [..., out] is the output of the module `layer`, which is `site.column_readers[number]`; its bias is contained.
     """
     handle = Attached()
     for number, reader in enumerate(site.column_readers):
         module = model.get_submodule(reader)
 
         def hook(module: nn.Module, args: tuple, out: Tensor, number: int = number) -> Tensor:
-            return change(out, number, module.bias)
+            return change(out, number, module)
 
         handle.add(module.register_forward_hook(hook).remove)
     return handle

@@ -20,7 +20,7 @@ from sparsity_lib.passes import Batch, Text
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import track
 from sparsity_lib.recipe import Recipe
-from sparsity_lib.sites import KINDS, SiteMap, find_sites
+from sparsity_lib.sites import HEAD_IN, KINDS, SiteMap, find_sites
 from sparsity_lib.sparsifier import Sparsifier, put_on
 
 #: Calibration text if nothing else is said: 16 sequences of 512 tokens.
@@ -92,6 +92,8 @@ def fit_many(
     jobs = [[Fitting(rule, site) for rule, site in recipe.placed(sites)] for recipe in recipes]
     for job in (job for jobs_of_one in jobs for job in jobs_of_one):
         job.rule.check(job.site)
+    if sequential and any(rule.site == HEAD_IN for recipe in recipes for rule in recipe.rules):
+        raise refuse("sequential with a rule at the head", True, "false", "blocks are passed one by one, the head is in none")
     if sequential:
         held = [_fit_sequentially(model, stream, sites, done, r.token_share) for r, done in zip(recipes, jobs, strict=True)]
         described = {**described, "sequential": True, "statistics_bytes": max(held, default=0)}

@@ -71,7 +71,8 @@ def fit_step(text: Text, jobs: Sequence[Fitting], step: int) -> int:
     fitted: dict[str, dict[str, Tensor]] = {}
     for job, collector in zip(jobs, collectors, strict=True):
         readers = ",".join(job.site.column_readers)
-        key = f"{job.stream_key()}|{readers}|{job.current.key()}"  # equal parts on equal streams: fitted once, tensors shared
+        stream = job.site.name if collector is None else job.stream_key()
+        key = f"{stream}|{readers}|{job.current.key()}"  # equal parts on equal streams: fitted once, tensors shared
         if key not in fitted:
             fitted[key] = {n: t.to(text.device) for n, t in job.current.fit(collector, job.site).items()}
         job.tensors.update(fitted[key])

@@ -28,7 +28,7 @@ from sparsity_lib.install import installed_on
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import track
 from sparsity_lib.recipe import Recipe
-from sparsity_lib.sites import GATE, KINDS, Site, SiteMap, find_sites
+from sparsity_lib.sites import GATE, HEAD_IN, KINDS, Site, SiteMap, find_sites
 from sparsity_lib.sparsifier import Sparsifier
 
 #: How far a block's output Y [tokens, outputs] is from the dense block's: what a step is judged by.
@@ -176,9 +176,10 @@ def greedy(
         raise refuse("target", target, f"at most highest = {highest}, which no site exceeds")
     if installed_on(model) is not None:
         raise SparsityError("An allocation of a sparse model was asked for. Fix: uninstall(model) first.")
-    if any(rule.site == GATE or rule.repair for rule in recipe.rules) or recipe.allocation is not None:
+    if any(rule.site in (GATE, HEAD_IN) or rule.repair for rule in recipe.rules) or recipe.allocation is not None:
         raise SparsityError(
-            f"{recipe.method!r} has a gate site, a repair or an allocation. Fix: rules at inputs of linear layers, without these."
+            f"{recipe.method!r} has a gate or head site, a repair or an allocation. "
+            "Fix: rules at inputs of the blocks' layers, without these."
         )
     stream, text = calibration_stream(tokenizer, ids, batches, tokens, length, source, seed, batch_size)
     sites = find_sites(model)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from sparsity_lib.attach import Attached
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.plan import Plan
 from sparsity_lib.recipe import Recipe
-from sparsity_lib.sites import Site, SiteMap, find_sites
+from sparsity_lib.sites import HEAD_IN, Site, SiteMap, find_sites
 from sparsity_lib.sparsifier import Sparsifier, put_on
 
 #: Name under which a block holds its sparsifiers; part of the checkpoint's tensor names.
@@ -107,6 +107,30 @@ def installed(model: nn.Module, plan: Plan | None) -> Iterator[nn.Module]:
         yield model
     finally:
         uninstall(model)
+
+
+def head_of(model: nn.Module, plan: Plan | None) -> Callable[[], AbstractContextManager]:
+    """Contexts inside which the head of a dense `model` is as sparse as `plan` makes it, while its blocks stay dense.
+
+    For hidden states that were made under the plan, and meet the head when another is at work already.
+    """
+    sites = find_sites(model)
+    rules = [] if plan is None else [(r, s) for r, s in plan.recipe.placed(sites) if s.kind == HEAD_IN]
+    if not rules:
+        return nullcontext
+    (rule, site), = rules
+    sparsifier = Sparsifier(rule, site, device=_device(model, site))
+    sparsifier.fill({name: plan.tensors[f"{site.name}.{name}"] for name in rule.shapes(site)})
+
+    @contextmanager
+    def sparse() -> Iterator[None]:
+        handle = put_on(model, site, sparsifier)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    return sparse
 
 
 def _device(model: nn.Module, site) -> torch.device:

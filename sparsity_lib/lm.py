@@ -35,6 +35,13 @@ def hidden_states(model: nn.Module, ids: Tensor, **inputs) -> Tensor:
     return model.base_model(input_ids=ids, use_cache=False, **inputs).last_hidden_state
 
 
+def show_head(model: nn.Module, hidden: Tensor) -> None:
+    """Show hidden states to what is attached to the head's input, without the head's product: it is wide and not wanted."""
+    head = model.get_output_embeddings()
+    for hook in tuple(head._forward_pre_hooks.values()):
+        hook(head, (hidden,))
+
+
 def logits(model: nn.Module, hidden: Tensor) -> Tensor:
     """The head on hidden states [rows, hidden] -> float32 logits [rows, vocabulary].
 

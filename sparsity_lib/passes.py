@@ -63,7 +63,7 @@ def run_forward(model: nn.Module, batch: Tensor | Batch) -> None:
 def forward(model: nn.Module, batch: Tensor | Batch) -> None:
     """`run_forward` with gradients, for whatever asks for them."""
     if isinstance(batch, Tensor):
-        lm.hidden_states(model, batch.to(_device(model)))
+        lm.show_head(model, lm.hidden_states(model, batch.to(_device(model))))
     else:
         model(**_moved(batch, _device(model)))
 

@@ -19,7 +19,7 @@ from sparsity_lib.parts import from_json
 from sparsity_lib.parts.base import Repair, Score, Select, Transform
 from sparsity_lib.parts.scores import Magnitude
 from sparsity_lib.parts.transforms import Identity
-from sparsity_lib.sites import DOWN_IN, GATE, KINDS, Site, SiteMap
+from sparsity_lib.sites import DOWN_IN, GATE, HEAD_IN, KINDS, Site, SiteMap
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Rule:
         if self.select.only_scores and self.score.kind not in self.select.only_scores:
             allowed = f"one of {sorted(self.select.only_scores)}"
             raise refuse(f"score of a selection by {self.select.kind!r}", self.score.kind, allowed)
+        if self.score.of_prompt and not self.select.any_density:
+            raise refuse(f"selection by the score {self.score.kind!r}", self.select.kind, "one that is not fitted", "topk")
         kinds = [piece.kind for piece in self.repair]
         if len(set(kinds)) < len(kinds):
             raise refuse("repair", kinds, "each kind once")
@@ -142,6 +144,13 @@ class Recipe:
                 "The recipe drops the down projection's inputs twice, by 'gate' and by 'down_in'. Fix: keep one of them."
             )
         fraction("token_share", self.token_share)
+        if self.token_share < 1 and HEAD_IN in kinds:
+            raise refuse("token_share with a rule at the head", self.token_share, "1",
+                         "the head is given single tokens, which have lost their place in the sequence")
+        for rule in self.rules:
+            if rule.score.of_prompt and self.token_share == 1:
+                raise refuse(f"token_share with the score {rule.score.kind!r}", self.token_share,
+                             "less than 1: it ranks by the first part of each sequence, which stays dense", "token_share=0.5")
         if not isinstance(self.allocation, (Allocation, type(None))):
             raise refuse("allocation", self.allocation, "an Allocation or None")
         for kind in self.allocation.densities if self.allocation else ():
@@ -161,6 +170,7 @@ class Recipe:
         for rule in self.rules:
             for site in sites.of_kind(rule.site):
                 site = sites.narrowed(site, rule.readers) if rule.readers else site
+                site = sites.whole(site) if rule.score.beforehand else site
                 density = None if self.allocation is None else self.allocation.density(site)
                 yield (rule if density is None else rule.with_density(density)), site
 
@@ -198,7 +208,7 @@ class Recipe:
             density = rule.select.kept(site.width)
             column.update(dict.fromkeys(site.column_readers, density))
             row.update(dict.fromkeys(site.row_readers, density))
-        left = sum(linear.weights * (1 - column.get(linear.name, 1) * rows_read(linear, row)) for linear in sites.linears)
+        left = sum(linear.weights * (1 - column.get(linear.name, 1) * rows_read(linear, row)) for linear in sites.readable)
         return (left - added) / all_weights
 
     def to_json(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@
     down_in  input of the down projection
     in_proj_in, out_proj_in
              inputs of the two projections around a mixer that is no attention, such as Mamba2's state space
+    head_in  input of a language model's head; counted to the last block
 
 They are found from a model's structure: the longest stack of equal blocks, the linear layers in each
 block, which of them lie in attention or beside a convolution, and how their widths fit together. Llama,
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sparsity_lib.errors import SparsityError, unknown
+from sparsity_lib.experts import is_experts, plain_experts, weights_in
 
 QKV_IN, O_IN, UP_IN, GATE, DOWN_IN = "qkv_in", "o_in", "up_in", "gate", "down_in"
-IN_PROJ_IN, OUT_PROJ_IN = "in_proj_in", "out_proj_in"
-KINDS = (QKV_IN, O_IN, UP_IN, GATE, DOWN_IN, IN_PROJ_IN, OUT_PROJ_IN)
+IN_PROJ_IN, OUT_PROJ_IN, HEAD_IN = "in_proj_in", "out_proj_in", "head_in"
+KINDS = (QKV_IN, O_IN, UP_IN, GATE, DOWN_IN, IN_PROJ_IN, OUT_PROJ_IN, HEAD_IN)
 FFN_KINDS = (UP_IN, GATE, DOWN_IN)
 
 _ATTENTION = re.compile(r"attn|attention", re.I)
@@ -36,7 +38,7 @@ _CROSS = re.compile(r"cross|encoder_attn", re.I)
 
 @dataclass(frozen=True)
 class Linear:
-    """One weight matrix [out, in]; `role` is q, k, v, o, qkv, gate, up, gate_up, down, in_proj or out_proj.
+    """One weight matrix [out, in]; `role` is q, k, v, o, qkv, gate, up, gate_up, down, in_proj, out_proj or head.
 
     `per_token` counts how many such matrices a token reads: 1, or the experts it is routed to.
     """
@@ -91,16 +93,24 @@ class SiteMap:
     """All sites and linear layers of a model, by structure."""
 
     sites: dict[tuple[int, str], Site]
+    #: Those of the blocks.
     linears: tuple[Linear, ...]
     blocks: tuple[str, ...]
+    #: The language model's head, where there is one that is a plain linear layer.
+    head: Linear | None = None
+
+    @property
+    def readable(self) -> tuple[Linear, ...]:
+        """All linear layers that read a site: those of the blocks, and the head."""
+        return self.linears if self.head is None else (*self.linears, self.head)
 
     @property
     def layers(self) -> int:
         return len(self.blocks)
 
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of sites that every block has."""
-        return tuple(k for k in KINDS if all((i, k) in self.sites for i in range(self.layers)))
+        """The kinds of sites that every block has; the head is in none."""
+        return tuple(k for k in KINDS if k != HEAD_IN and all((i, k) in self.sites for i in range(self.layers)))
 
     def narrowed(self, site: Site, roles: tuple[str, ...]) -> Site:
         """The site with those of its column readers alone that have these roles: the others go on reading it dense.
@@ -110,12 +120,17 @@ class SiteMap:
         SparsityError
             If no layer with such a role reads the site as its own matrix.
         """
-        names = {linear.name: linear.role for linear in self.linears if linear.layer == site.layer}
+        names = {linear.name: linear.role for linear in self.readable if linear.layer == site.layer}
         found = {names[reader]: reader for reader in site.column_readers}
         for role in roles:
             if role not in found:
                 raise unknown(f"reader of site {site.name}", role, found)
         return replace(site, column_readers=tuple(reader for role, reader in found.items() if role in roles))
+
+    def whole(self, site: Site) -> Site:
+        """A gate site whose entries stand for rows of the gate projection too, as they are chosen before it is computed."""
+        gates = tuple(linear.name for linear in self.linears if linear.layer == site.layer and linear.role == "gate")
+        return replace(site, row_readers=(*gates, *site.row_readers))
 
     def of_kind(self, kind: str) -> list[Site]:
         """The sites of one kind, layer by layer.
@@ -156,28 +171,30 @@ def find_sites(model: nn.Module) -> SiteMap:
             f"{type(model).__name__} has no attention or FFN projections to sparsify. "
             "Fix: use a transformer decoder, encoder or ViT."
         )
-    return SiteMap(sites, tuple(dict.fromkeys(linears)), tuple(f"{stack}.{i}" for i in range(len(blocks))))
+    head = _head(model, len(blocks) - 1)
+    if head is not None:
+        last = f"{stack}.{len(blocks) - 1}"
+        sites[head.layer, HEAD_IN] = Site(head.layer, HEAD_IN, last, head.inputs, (head.name,), model=model)
+    return SiteMap(sites, tuple(dict.fromkeys(linears)), tuple(f"{stack}.{i}" for i in range(len(blocks))), head)
 
 
-def _weights_in(module: nn.Module) -> int:
-    linear = sum(m.weight.numel() for m in module.modules() if isinstance(m, (nn.Linear, Conv1D)))
-    return linear + sum(e.gate_up_proj.numel() + e.down_proj.numel() for e in module.modules() if is_experts(e))
+def _head(model: nn.Module, layer: int) -> Linear | None:
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not isinstance(head, nn.Linear):
+        return None
+    name = next(name for name, module in model.named_modules() if module is head)
+    return Linear(name, layer, "head", *_shape(head))
 
 
 def _longest_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     stacks = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    stacks = [(name, m) for name, m in stacks if all(_weights_in(block) for block in m)]
+    stacks = [(name, m) for name, m in stacks if all(weights_in(block) for block in m)]
     if not stacks:
         raise SparsityError(
             f"{type(model).__name__} has no stack of transformer blocks. "
             "Fix: pass the model itself, not a wrapper without layers."
         )
-    return max(stacks, key=lambda item: _weights_in(item[1]))
-
-
-def is_experts(module: nn.Module) -> bool:
-    """Whether a module keeps the experts of a mixture as stacked [expert, out, in] parameters."""
-    return all(getattr(getattr(module, n, None), "ndim", 0) == 3 for n in ("gate_up_proj", "down_proj"))
+    return max(stacks, key=lambda item: weights_in(item[1]))
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:
@@ -260,17 +277,8 @@ def _ffn_sites(model, prefix, found, layer):
         yield Site(layer, GATE, prefix, down_in, (down_name,), (ups[1][0],), model=model, act=act), []
 
 
-def _plain_experts(experts: nn.Module) -> bool:
-    """Whether each expert is down(act(gate(x)) * up(x)) on [gate; up] stacked as [out, in], without biases or extras."""
-    gating = getattr(type(experts), "_apply_gate", None)  # transformers' own, unless the model brings another
-    odd = any(getattr(experts, name, False) for name in ("is_transposed", "has_bias", "has_post_expert_norm"))
-    _, double, width = experts.gate_up_proj.shape
-    shaped = getattr(experts, "is_concatenated", False) and tuple(experts.down_proj.shape[1:]) == (width, double // 2)
-    return shaped and not odd and getattr(gating, "__name__", "") == "_default_apply_gate"
-
-
 def _expert_sites(model, prefix, name, experts, layer):
-    if not _plain_experts(experts):
+    if not plain_experts(experts):
         kind = type(experts).__name__
         raise SparsityError(f"The experts of block {layer} ({kind}) are not laid out or gated as Mixtral's are.")
     _, double, width = experts.gate_up_proj.shape

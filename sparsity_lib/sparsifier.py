@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_lib.attach import Attached, attach, attach_outputs
+from sparsity_lib.errors import SparsityError
 from sparsity_lib.recipe import Rule
 from sparsity_lib.sites import Site
 
@@ -31,6 +32,7 @@ class Sparsifier(nn.Module):
         self.outer = tuple(piece for piece in rule.repair if piece.on_outputs)
         self._last = len(site.column_readers) - 1
         self._dropped: Tensor | None = None
+        self._prompt: Mapping[str, Tensor] | None = None
         #: Off: the site passes its input through (the dense teacher of a recovery).
         self.enabled = True
         #: Called with the number of entries kept by every token [...]; set by `accounting`.
@@ -55,14 +57,15 @@ class Sparsifier(nn.Module):
         for repair in self.inner:
             kept = repair(kept, z, mask, tensors)
         if self.recorder is not None:
-            self.recorder((mask & (z != 0)).sum(-1))
+            # Zeros need no weights; but of neurons chosen beforehand the gate's row is read before one is known.
+            self.recorder((mask if self.rule.score.beforehand else mask & (z != 0)).sum(-1))
         out = transform.inverse(kept, tensors)
         if self.outer:  # kept until the last layer that reads the site has made its output
             self._dropped = (x - (out if kept is plain else transform.inverse(plain, tensors))).to(x.dtype)
         return out.to(x.dtype)
 
-    def output(self, y: Tensor, reader: int, bias: Tensor | None) -> Tensor:
-        """What takes the place of y [..., out], which layer number `reader` of the site made of `forward`'s result."""
+    def output(self, y: Tensor, reader: int, layer: nn.Module) -> Tensor:
+        """What takes the place of y [..., out], which `layer`, number `reader` of the site, made of `forward`'s result."""
         dropped = self._dropped
         if not self.enabled or dropped is None:
             return y
@@ -70,17 +73,31 @@ class Sparsifier(nn.Module):
             self._dropped = None
         repaired = y
         for repair in self.outer:
-            repaired = repair.output(repaired, dropped, bias, reader, self._buffers)
+            repaired = repair.output(repaired, dropped, layer, reader, self._buffers)
         start = self._dense_tokens(y)
         repaired = repaired.to(y.dtype)
         return torch.cat([y[..., :start, :], repaired[..., start:, :]], dim=-2) if start else repaired
 
     def mask(self, z: Tensor) -> Tensor:
         """The entries of z [..., width] that are kept."""
-        mask = self.rule.select(self.rule.score(z.detach(), self._buffers), self._buffers)
-        if start := self._dense_tokens(z):
+        start, tensors = self._dense_tokens(z), self._buffers
+        if self.rule.score.of_prompt:
+            tensors = {**tensors, **self._of_prompt(z.detach(), start)}
+        mask = self.rule.select(self.rule.score(z.detach(), tensors), tensors)
+        if start:
             mask[..., :start, :] = True
         return mask
+
+    def _of_prompt(self, z: Tensor, start: int) -> Mapping[str, Tensor]:
+        """What the score takes from the sequences' dense first parts; tokens generated one by one have those of the last."""
+        if start:
+            self._prompt = self.rule.score.prompt(z[..., :start, :])
+        if self._prompt is None or any(len(each) != len(z) for each in self._prompt.values()):
+            raise SparsityError(
+                f"The score {self.rule.score.kind!r} ranks by a prompt, and these {len(z)} sequences of {z.shape[-2]} tokens "
+                "have none that is dense. Fix: run the prompt first, with at least two tokens, in the same batch."
+            )
+        return self._prompt
 
     def _dense_tokens(self, z: Tensor) -> int:
         """How many tokens at the beginning of each sequence are left as they are."""

@@ -8,7 +8,7 @@ All linear layers of the blocks are pruned along their inputs; embeddings and he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ from sparsity_lib.install import installed_on
 from sparsity_lib.parts.nm import NofM, check_width
 from sparsity_lib.parts.select import TopK
 from sparsity_lib.passes import Text
-from sparsity_lib.sites import GATE, Site, SiteMap, find_sites
+from sparsity_lib.sites import GATE, HEAD_IN, Site, SiteMap, find_sites
 
 #: Score of a weight W_ij, i an output and j an input.
 SCORES = {
@@ -120,6 +120,7 @@ class Pruned:
 def prune_weights(
     model: nn.Module, pruning: WeightPruning, tokenizer=None, *, ids: Tensor | None = None, tokens: int = TOKENS,
     length: int = LENGTH, source: str | None = None, seed: int = 0, batch_size: int = 1, sequential: bool = False,
+    rms: Mapping[str, Tensor] | None = None,
 ) -> Pruned:
     """Prune the blocks' linear layers in place; `restore` of what is returned gives the weights back.
 
@@ -132,17 +133,22 @@ def prune_weights(
     sequential
         Read each block's statistics after the blocks before it were pruned, as Wanda's release does, instead of all on the
         dense model.
+    rms
+        Of Wanda, instead of text: what `input_rms` found on the dense model, for several prunings of it.
 
     Raises
     ------
     SparsityError
-        If the model is pruned or sparse already, has experts, M does not divide a layer's inputs, or Wanda has no text.
+        If the model is pruned or sparse already, has experts, M does not divide a layer's inputs, or Wanda has no text;
+        if `rms` is not that of this model's layers, or comes with `sequential`.
     """
     _check_model(model)
     if not isinstance(sequential, bool):
         raise refuse("sequential", sequential, "true or false")
     sites = find_sites(model)
     _check_layers(sites, pruning)
+    if rms is not None:
+        _check_rms(sites, rms, sequential)
     pruned = Pruned(model, pruning)
     model.__dict__["_weights_pruned"] = pruned
     try:
@@ -151,12 +157,14 @@ def prune_weights(
                 for linear in sites.linears:
                     pruned.prune(linear.name, None)
                 return pruned
-            stream, _ = calibration_stream(tokenizer, ids, None, tokens, length, source, seed, batch_size)
-            if sequential:
-                _prune_in_turn(pruned, Blocks(model, stream, sites), sites)
-            else:
-                for name, rms in input_rms(Text(model, stream), list(sites.sites.values())).items():
-                    pruned.prune(name, rms)
+            if rms is None:
+                stream, _ = calibration_stream(tokenizer, ids, None, tokens, length, source, seed, batch_size)
+                if sequential:
+                    _prune_in_turn(pruned, Blocks(model, stream, sites), sites)
+                    return pruned
+                rms = input_rms(Text(model, stream), list(sites.sites.values()))
+            for name, found in rms.items():
+                pruned.prune(name, found)
     except BaseException:
         pruned.restore()
         raise
@@ -184,7 +192,7 @@ def input_rms(text: Text, sites: list[Site]) -> dict[str, Tensor]:
     found: dict[str, ColumnSquares] = {}
     handles = []
     try:
-        for site in (site for site in sites if site.kind != GATE):
+        for site in (site for site in sites if site.kind not in (GATE, HEAD_IN)):
             collector = ColumnSquares(site.width)
             found |= dict.fromkeys(site.column_readers, collector)
 
@@ -214,6 +222,14 @@ def _check_model(model: nn.Module) -> None:
         raise SparsityError("Weights of a sparse model were to be pruned. Fix: uninstall(model), prune, then install again.")
     if "_weights_pruned" in model.__dict__:
         raise SparsityError("The model's weights are pruned already. Fix: restore them first (Pruned.restore).")
+
+
+def _check_rms(sites: SiteMap, rms: Mapping[str, Tensor], sequential: bool) -> None:
+    if sequential:
+        raise refuse("sequential with rms", True, "false: rms is the dense model's")
+    wanted, got = ({x.name: (x.inputs,) for x in sites.linears}, {name: tuple(found.shape) for name, found in rms.items()})
+    if odd := [name for name in {**wanted, **got} if wanted.get(name) != got.get(name)]:
+        raise refuse(f"rms of {odd[0]}", got.get(odd[0]), str(wanted.get(odd[0])), "take it from input_rms on this model")
 
 
 def _check_layers(sites: SiteMap, pruning: WeightPruning) -> None:

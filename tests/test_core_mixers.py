@@ -101,8 +101,8 @@ def test_a_hybrid_has_each_site_where_it_is():
     )).eval()
     found = find_sites(model)
     of = [{kind for layer, kind in found.sites if layer == each} for each in (0, 1)]
-    assert of[0] == {"in_proj_in", "out_proj_in", "up_in", "down_in"} and of[1] == {"qkv_in", "o_in", "up_in", "down_in"}
-    assert found.kinds() == ("up_in", "down_in")
+    assert of[0] == {"in_proj_in", "out_proj_in", "up_in", "down_in"}
+    assert of[1] == {"qkv_in", "o_in", "up_in", "down_in", "head_in"} and found.kinds() == ("up_in", "down_in")
     before = logits(model)
     with installed(model, fit(both(1.0), model, ids=IDS)):
         assert torch.equal(logits(model), before)

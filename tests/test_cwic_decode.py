@@ -8,7 +8,10 @@ from sparsity_lib import SparsityError, fit, recipes
 from sparsity_lib.cwic import CWICConfig, convert, measure, registry_of, save_thresholds
 from sparsity_lib.cwic.inference import decoder
 from sparsity_lib.decode import Decoder
+from sparsity_lib.decode.granular import GranularSource
+from sparsity_lib.decode.rules import Choice
 from sparsity_lib.ops import library
+from sparsity_lib.sites import HEAD_IN, O_IN, QKV_IN
 
 pytestmark = pytest.mark.skipif(library.path() is None, reason="no compiled library")
 IDS = tokens(4, 12)
@@ -98,3 +101,33 @@ def test_what_the_decoder_cannot_do_is_said():
         Decoder(model, fit(recipes.cats(0.5), dense, ids=IDS))
     with pytest.raises(SparsityError, match="no granular layers"):
         decoder(dense)
+
+
+def test_a_granular_model_drops_inputs_of_a_head_that_is_not():
+    """By a rule of the k largest, whose likely words are read in full; the blocks keep their stripes."""
+    model, ids = learned(config=CWICConfig(stripe=16, uneven=True, head=False)), tokens(1, 16, seed=5)
+    source, refined = GranularSource(model), 5
+
+    def choices(layer, site, width):
+        return Choice(k=width // 2, refine=refined / 61) if site == HEAD_IN else source.choice(layer, site, width)
+
+    def head(module, args, whole):
+        x = args[0]
+        few = x.abs() >= x.abs().topk(x.shape[-1] // 2).values[..., -1:]
+        y = torch.nn.functional.linear(x * few, module.weight)
+        return y.scatter(-1, (likely := y.topk(refined).indices), whole.gather(-1, likely))
+
+    made = Decoder(model, choices=choices, capacity=16)
+    found = [made.prefill(ids[:, :3])] + [made.step(int(token)).clone() for token in ids[0, 3:]]
+    with torch.no_grad():
+        handle = model.lm_head.register_forward_hook(head)
+        whole = model(input_ids=ids).logits[0].float()
+        handle.remove()
+    assert float((torch.stack(found[1:]) - whole[3:]).abs().max() / whole.std()) < 1e-4
+
+
+@pytest.mark.parametrize("wanted", [HEAD_IN, QKV_IN, O_IN])
+def test_stripes_and_a_rule_at_one_place_are_refused(wanted):
+    source = GranularSource(learned())
+    with pytest.raises(SparsityError, match=f"site {wanted} stripes drop inputs already"):
+        Decoder(source, choices=lambda layer, site, width: Choice(k=3) if site == wanted else source.choice(layer, site, width))

@@ -13,6 +13,8 @@ from sparsity_lib.decode.rules import Choice
 from sparsity_lib.ops import library, reference
 from sparsity_lib.parts.scores import ColumnNorm
 from sparsity_lib.parts.select import Threshold, TopK
+from sparsity_lib.parts.shift import Shift
+from sparsity_lib.parts.transforms import Rotate
 
 pytestmark = pytest.mark.skipif(library.path() is None, reason="no compiled library")
 IDS = tokens(4, 10)
@@ -81,6 +83,39 @@ def test_sparse_logits_are_the_installed_plans(family, recipe):
     dense.prefill(ids[:, :4])
     dense.step(5)
     assert decoder.bytes_read < dense.bytes_read
+
+
+HEADS = [
+    Recipe("head", (recipes.head_rule(0.5),)), Recipe("refined", (recipes.head_rule(0.3, refine=0.1),)),
+    Recipe("rotated", (recipes.head_rule(0.3, transform=Rotate(), refine=0.1),)),
+    Recipe("threshold", (Rule("head_in", Threshold(0.4), ColumnNorm()),)), recipes.with_head(recipes.larosa(0.6)),
+    Recipe("shifted", (Rule("head_in", TopK(0.5), transform=Shift("mean")),)),
+    recipes.combined(0.5, refine=0.1), recipes.with_head(recipes.cats(0.5), 0.5, refine=1.0),
+]
+
+
+@pytest.mark.parametrize("recipe", HEADS, ids=lambda r: r.method)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "qwen2"])
+def test_heads_that_skip_inputs_are_the_installed_plans(family, recipe):
+    model, ids = tiny(family), tokens(1, 20, seed=3)  # llama's head is its own, the others' is the embedding
+    plan = fit(recipe, model, ids=IDS)
+    decoder = Decoder(model, plan, capacity=20)
+    assert forced(model, plan, ids, decoder, prompt=4) < 1e-4
+    if recipe.method in ("head", "refined"):  # rotations as wide as a head of 61 words is high read more than they save
+        dense = Decoder(model, capacity=20)
+        for each in (decoder, dense):
+            each.prefill(ids[:, :4])
+            each.step(5)
+        assert decoder.bytes_read < dense.bytes_read
+
+
+def test_heads_that_the_decoder_cannot_skip_inputs_of_are_refused():
+    model = tiny("llama")
+    moved = Choice(k=3, shift=torch.ones(32), refine=0.1)
+    with pytest.raises(SparsityError, match="refines no outputs that a shift has moved"):
+        Decoder(model, choices=lambda layer, site, width: moved if site == "head_in" else None)
+    with pytest.raises(SparsityError, match="refine at site up_in"):
+        Decoder(model, choices=lambda layer, site, width: Choice(k=3, refine=0.1) if site == "up_in" else None)
 
 
 def test_a_shift_that_drops_nothing_changes_nothing():

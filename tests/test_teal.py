@@ -376,7 +376,7 @@ def test_other_bad_arguments_are_refused(model, path):
     with pytest.raises(SparsityError, match="error = 'l2' is unknown"):
         greedy(recipes.teal(), model, ids=IDS, error="l2")
     for recipe in (recipes.cats(), allocated()):
-        with pytest.raises(SparsityError, match="gate site, a repair or an allocation"):
+        with pytest.raises(SparsityError, match="gate or head site, a repair or an allocation"):
             greedy(recipe, model, ids=IDS)
     with pytest.raises(SparsityError, match="tokenizer"):
         greedy(recipes.teal(), model)

@@ -8,7 +8,8 @@ from core_tiny import outputs, seen_by, tiny, tokens
 from sparsity_lib import SparsityError, account, find_sites, fit, installed, recipes, weights_per_token
 from sparsity_lib.parts.nm import NofM
 from sparsity_lib.parts.select import Threshold, TopK
-from sparsity_lib.weights import WeightPruning, prune_weights, pruned_weights
+from sparsity_lib.passes import Text
+from sparsity_lib.weights import WeightPruning, input_rms, prune_weights, pruned_weights
 
 IDS = tokens(4, 12)
 PRUNINGS = [WeightPruning(NofM(2, 4), "magnitude"), WeightPruning(NofM(8, 16)), WeightPruning(TopK(0.5)),
@@ -46,6 +47,22 @@ def test_n_of_m_along_the_inputs_of_every_output(model, score, n, m):
         for start in range(0, len(row), m):
             best = sorted(range(start, start + m), key=lambda j: -scores[j])[:n]
             assert [j for j in range(start, start + m) if pruned[j] != 0] == sorted(best)
+
+
+def test_one_pass_does_for_several_prunings(model):
+    rms = input_rms(Text(model, list(IDS.split(1))), list(find_sites(model).sites.values()))
+    for density in (0.3, 0.6):
+        found = []
+        for options in ({"ids": IDS}, {"rms": rms}):
+            with pruned_weights(model, WeightPruning(TopK(density)), **options):
+                found.append(down(model, 1).weight.detach().clone())
+        assert torch.equal(*found)
+    name = next(iter(rms))
+    for odd in ({k: v for k, v in rms.items() if k != name}, {**rms, name: rms[name][1:]}, {**rms, "lm_head": rms[name]}):
+        with pytest.raises(SparsityError, match="rms of"):
+            prune_weights(model, WeightPruning(TopK(0.5)), rms=odd)
+    with pytest.raises(SparsityError, match="sequential"):
+        prune_weights(model, WeightPruning(TopK(0.5)), rms=rms, sequential=True)
 
 
 @pytest.mark.parametrize("scope", ["row", "matrix"])

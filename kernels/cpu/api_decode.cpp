@@ -31,7 +31,11 @@ bool good(const Decoder& m) {
         !m.cosine[0] || !m.sine[0] || m.cache_format > FORMAT_BF16 || m.cache_format < 0)
         return false;
     const Site dense = {};
-    if (!fits(m.embedding, dense, m.hidden, m.vocabulary) || !fits(m.head, dense, m.stripes_head, m.hidden, m.vocabulary)) return false;
+    if (!fits(m.embedding, dense, m.hidden, m.vocabulary) || !fits(m.head, m.at_head, m.stripes_head, m.hidden, m.vocabulary))
+        return false;
+    if (m.refined < 0 || m.refined > m.vocabulary ||
+        (m.refined && (!m.at_head.active || m.head_bias || !fits(m.head_rows, dense, m.hidden, m.vocabulary))))
+        return false;
     const int64_t q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
     for (int64_t i = 0; i < m.layer_count; i++) {
         const Layer& l = m.layers[i];
@@ -57,6 +61,9 @@ struct Buffers {
     float *residual[MAX_THREADS], *scores[MAX_THREADS], *wide[MAX_THREADS];
     float *qkv, *attention, *out, *gates, *products, *ffn, *rotated, *partial[2];
     double* bytes;
+    float* order;
+    int32_t* words;
+    uint32_t* keys;
 };
 
 void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
@@ -76,6 +83,10 @@ void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
     b.rotated = c.take<float>(n);
     b.bytes = c.take<double>(threads);
     for (float*& each : b.partial) each = c.take<float>(SHARES * SHARED_SUMS);
+    const int64_t words = m.refined ? m.vocabulary : 0;
+    b.order = c.take<float>(words);
+    b.words = c.take<int32_t>(words + ROWS_MORE);
+    b.keys = c.take<uint32_t>(words + KEYS_MORE);
 }
 
 }  // namespace
@@ -103,7 +114,7 @@ EXPORT int sparsity_decode(const Decoder* model, int64_t token, int64_t position
     carve_all(real, *model, threads, b);
     for (int i = 0; i < threads; i++) b.bytes[i] = 0;
     DecodeStep step{model, token, position, logits, b.qkv, b.attention, b.out, b.gates, b.products, b.ffn, b.rotated,
-                    {b.partial[0], b.partial[1]}, b.bytes, b.scratch, b.residual, b.scores, b.wide};
+                    {b.partial[0], b.partial[1]}, b.bytes, b.scratch, b.residual, b.scores, b.wide, b.order, b.words, b.keys};
     run_team([](const Team& team, void* a) { kernels->decode(team, *static_cast<DecodeStep*>(a)); }, &step, threads);
     if (bytes) *bytes = 0;
     for (int i = 0; bytes && i < threads; i++) *bytes += b.bytes[i];

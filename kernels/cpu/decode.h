@@ -237,6 +237,38 @@ template <class F> static inline void read_row(const Weight& w, int64_t row, flo
     settle<F>(out, w.padded);
 }
 
+// Logits of the words whose logits are the largest so far, from all inputs. x: normalised, private. All logits are there.
+static void refine(const Team& team, const DecodeStep& s, const float* x) {
+    const Decoder& m = *s.model;
+    if (team.index == 0) {
+        float lowest = s.logits[0];
+        for (int64_t v = 1; v < m.vocabulary; v++) lowest = s.logits[v] < lowest ? s.logits[v] : lowest;
+        for (int64_t v = 0; v < m.vocabulary; v++) s.order[v] = s.logits[v] - lowest;
+        keep_by_rank(s.order, m.vocabulary, m.refined, s.words, s.keys);
+    }
+    note(team, s, row_size(m.head_rows) * m.refined);
+    x = arranged(m.head_rows, x, s.wide[team.index]);
+    team.wait();
+    const int64_t begin = team.begin(m.refined), end = team.end(m.refined);
+    WITH_FORMAT(m.head_rows, dot_rows<F>(m.head_rows, s.words, begin, end, x, 0, 1, s.order));
+    for (int64_t i = begin; i < end; i++) s.logits[s.words[i]] = s.order[i];
+    team.wait();
+}
+
+// Logits, before they are scaled. x: normalised, private.
+static void head(const Team& team, const DecodeStep& s, const float* x) {
+    const Decoder& m = *s.model;
+    const Output found = project(team, s, m.head, m.head_bias, m.at_head, m.stripes_head, x, s.logits, s.partial[0]);
+    if (!m.at_head.active && !m.stripes_head.count) return;
+    team.wait();  // what a thread has summed are not the logits that it scales
+    if (found.partial) {
+        const int64_t first = team.begin(m.vocabulary), last = team.end(m.vocabulary);
+        fetch(found, first, last, s.logits + first);
+        if (m.refined) team.wait();
+    }
+    if (m.refined) refine(team, s, x);
+}
+
 static void decode(const Team& team, const DecodeStep& s) {
     const Decoder& m = *s.model;
     const Scratch& b = s.scratch[team.index];
@@ -265,8 +297,7 @@ static void decode(const Team& team, const DecodeStep& s) {
         add_residual(x, fetch(ffn, 0, m.hidden, b.score), layer.norm_after_ffn, m.hidden, m.eps, b.value);
     }
     rms_norm(x, m.final_norm, m.hidden, m.hidden + 128, m.eps, b.x);
-    project(team, s, m.head, m.head_bias, {}, m.stripes_head, b.x, s.logits, 0);
-    if (m.stripes_head.count) team.wait();  // a thread's stripes are not the logits that it scales
+    head(team, s, b.x);
     for (int64_t v = team.begin(m.vocabulary); v < team.end(m.vocabulary); v++) {
         s.logits[v] *= m.logit_factor;
         if (m.logit_cap > 0.0f) s.logits[v] = m.logit_cap * __builtin_tanhf(s.logits[v] / m.logit_cap);

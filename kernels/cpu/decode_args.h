@@ -39,8 +39,13 @@ struct Layer {
 struct Decoder {
     const Layer* layers;
     int64_t layer_count, hidden, heads, kv_heads, head_dim, neurons, capacity, vocabulary;
-    Weight embedding, head;  // by outputs
-    Stripes stripes_head;    // in place of `head`
+    Weight embedding, head;  // by outputs; the head by inputs where its site is active
+    Stripes stripes_head;    // in place of `head`, whose site is then inactive
+    Site at_head;
+    // Behind an active site, logits of the `refined` words whose logits are the largest are computed again, from all inputs and
+    // rows of head_rows, by outputs; a bias has no place there. 0: of none.
+    Weight head_rows;
+    int64_t refined;
     const float *final_norm, *head_bias;  // the bias may be null
     const float *cosine[2], *sine[2];  // [capacity, head_dim]
     float eps, scaling, embedding_scale, attention_cap, logit_cap, logit_factor;
@@ -59,4 +64,8 @@ struct DecodeStep {
     float** residual;  // one [hidden] a thread
     float** scores;    // [HEADS_TOGETHER, scores_pitch] a thread
     float** wide;      // one [all heads] or [neurons] a thread
+    // Where logits are refined: scores of all words, which of them are, and scratch.
+    float* order;
+    int32_t* words;
+    uint32_t* keys;
 };

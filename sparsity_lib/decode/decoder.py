@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from sparsity_lib.checks import count
 from sparsity_lib.decode import structures
 from sparsity_lib.decode.granular import Granular, GranularSource
-from sparsity_lib.decode.rules import PLACES, Choice, check_sites, choice_of
+from sparsity_lib.decode.rules import PLACES, Choice, check_once, check_sites, choice_of
 from sparsity_lib.decode.sources import ModelSource, RandomSource
 from sparsity_lib.errors import SparsityError, refuse
 from sparsity_lib.install import installed, installed_on
 from sparsity_lib.ops import library
 from sparsity_lib.ops.packed import Packed, pack, pair
 from sparsity_lib.ops.reference import ACTIVATIONS
+from sparsity_lib.parts.refine import Refine
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import track
-from sparsity_lib.sites import SiteMap, find_sites
+from sparsity_lib.sites import HEAD_IN, SiteMap, find_sites
 
 _CACHES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -166,21 +167,40 @@ class Decoder:
         for i in track(range(a.layers), desc="packing weights", unit="layer"):
             self._fill(layers[i], i, kinds.index(a.kinds[i]))
         embedding = self._pack(self.source.embedding(), "outputs")
-        head = self.source.head()
         cosine, sine = ((ctypes.c_void_p * 2)(*(self._keep(tables[k][n]) for k in kinds)) for n in (0, 1))
         self._alive.append(layers)
-        striped = self.source.granular_head()
-        stripes, bias = (structures.Stripes(), None) if striped is None else self._stripes([striped])
         return structures.Model(
             layers=ctypes.cast(layers, ctypes.POINTER(structures.Layer)), layer_count=a.layers, hidden=a.hidden, heads=a.heads,
             kv_heads=a.kv_heads, head_dim=a.head_dim, neurons=a.neurons, capacity=self.capacity, vocabulary=a.vocabulary,
-            embedding=embedding, stripes_head=stripes,
-            head=embedding if head is None or striped is not None else self._pack(head, "outputs"),
-            final_norm=self._keep(self.source.final_norm()), head_bias=self._keep(bias),
+            embedding=embedding, **self._head(embedding), final_norm=self._keep(self.source.final_norm()),
             cosine=cosine, sine=sine, eps=a.eps, scaling=a.scaling,
             embedding_scale=float(torch.tensor(a.embedding_scale, dtype=self.source.dtype)),  # as Hugging Face rounds it
             attention_cap=a.attention_cap, logit_cap=a.logit_cap, logit_factor=1.0,
             activation=ACTIVATIONS[a.activation], cache_format=_CACHES[self.source.dtype])
+
+    def _head(self, embedding: structures.Weight) -> dict[str, Any]:
+        """The fields of structures.Model that say what the head is.
+
+        Where inputs are dropped it is packed by inputs; a table that it is tied to stays as well, for its rows.
+        """
+        a, own, striped = self.architecture, self.source.head(), self.source.granular_head()
+        choice = self._choices(a.layers - 1, HEAD_IN, a.hidden) if self._choices else None
+        if striped is not None:
+            check_once(HEAD_IN, choice)
+            stripes, bias = self._stripes([striped])
+            return {"head": embedding, "stripes_head": stripes, "head_bias": self._keep(bias)}
+
+        def whole() -> structures.Weight:
+            return embedding if own is None else self._pack(own, "outputs")
+
+        if choice is None:
+            return {"head": whole()}
+        choice.check(HEAD_IN, a.hidden)
+        weight, bias = choice.absorbed(self.source.embedding() if own is None else own, None)
+        found = {"head": self._pack(weight, "inputs"), "at_head": self._site(choice), "head_bias": self._keep(bias)}
+        if choice.refine:
+            found |= {"head_rows": whole(), "refined": Refine(choice.refine).count(a.vocabulary)}
+        return found
 
     def _fill(self, layer: structures.Layer, i: int, rope: int) -> None:
         a, source = self.architecture, self.source
@@ -200,6 +220,7 @@ class Decoder:
             """Pack the projection behind a site: `matrices` joined to one, by inputs where the site drops any."""
             stripes = [source.granular(i, m) for m in matrices.split()]
             if None not in stripes:
+                check_once(site, choices[site])
                 found, bias = self._stripes(stripes)
                 setattr(layer, f"stripes_{name}", found), setattr(layer, f"{name}_bias", self._keep(bias))
                 return

@@ -40,6 +40,7 @@ class Model(ctypes.Structure):
         ("layers", ctypes.POINTER(Layer)),
         *((name, _LONG) for name in _SIZES),
         ("embedding", Weight), ("head", Weight), ("stripes_head", Stripes),
+        ("at_head", Site), ("head_rows", Weight), ("refined", _LONG),
         ("final_norm", _POINTER), ("head_bias", _POINTER), ("cosine", _POINTER * 2), ("sine", _POINTER * 2),
         *((name, _FLOAT) for name in ("eps", "scaling", "embedding_scale", "attention_cap", "logit_cap", "logit_factor")),
         ("activation", _INT), ("cache_format", _INT),

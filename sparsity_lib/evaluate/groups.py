@@ -67,6 +67,12 @@ GROUPS: dict[str, Group] = {
             "acc.",
         ),
         Group(
+            "book9",
+            (*_acc("winogrande", "piqa", "sciq", "hellaswag", "boolq", "arc_easy", "arc_challenge"),
+             *_primary("openbookqa", "mmlu")),
+            "This book's, for its comparison: SCAP's seven, OpenBookQA and MMLU, every task with the same weight.",
+        ),
+        Group(
             "generation", _primary("lambada_openai", "triviaqa", "gsm8k"),
             "This book's: a word, a name, a calculation that the model has to write itself (for LAMBADA, lm-eval asks whether "
             "greedy decoding would).",

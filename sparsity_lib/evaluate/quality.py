@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,12 +15,14 @@ from sparsity_lib import lm
 from sparsity_lib.checks import count
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
-from sparsity_lib.install import installed, installed_on
+from sparsity_lib.install import head_of, installed, installed_on
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import bar
 
 #: Changes a model for as long as its context lasts.
 Change = Callable[[], AbstractContextManager]
+#: Hidden states [rows, hidden] -> float32 logits [rows, vocabulary].
+Head = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def evaluate(
         hidden = {}
         for name, plan in plans.items():
             hidden[name] = _hidden(model, plan, ids, places, batch_size, progress)
-    return _compare(model, hidden, ids[:, 1:][:, places])
+    heads = {name: _head(model, plan) for name, plan in plans.items()}
+    return _compare(model, heads, hidden, ids[:, 1:][:, places])
 
 
 def evaluate_pair(dense: nn.Module, other: nn.Module, plan: Plan | None, ids: Tensor, *, every: int = 1) -> Quality:
@@ -116,7 +120,7 @@ def evaluate_pair(dense: nn.Module, other: nn.Module, plan: Plan | None, ids: Te
             "dense": _hidden(dense, None, ids, places, 1, progress),
             "other": _hidden(other, plan, ids, places, 1, progress).to(head.dtype),
         }
-    return _compare(dense, hidden, ids[:, 1:][:, places])["other"]
+    return _compare(dense, {"other": _head(dense, plan)}, hidden, ids[:, 1:][:, places])["other"]
 
 
 def evaluate_other(dense: nn.Module, other: nn.Module, ids: Tensor, *, batch_size: int = 1, every: int = 1) -> Quality:
@@ -135,7 +139,7 @@ def evaluate_other(dense: nn.Module, other: nn.Module, ids: Tensor, *, batch_siz
     models = {"dense": dense, "other": other}
     with bar(total=2 * len(ids.split(batch_size)), desc="running both models", unit="batch") as progress:
         hidden = {name: _hidden(model, None, ids, places, batch_size, progress) for name, model in models.items()}
-    return _compare(dense, hidden, ids[:, 1:][:, places], {"other": other})["other"]
+    return _compare(dense, {"other": partial(lm.logits, other)}, hidden, ids[:, 1:][:, places])["other"]
 
 
 def _check(dense: nn.Module, ids: Tensor) -> None:
@@ -156,6 +160,17 @@ def _hidden(model, plan, ids, places, batch_size, progress) -> Tensor:
     return torch.cat(found)
 
 
+def _head(model: nn.Module, plan: Plan | Change | None) -> Head:
+    """The head of a dense model as a plan leaves it."""
+    sparse = head_of(model, None if callable(plan) else plan)
+
+    def logits(rows: Tensor) -> Tensor:
+        with sparse():
+            return lm.logits(model, rows)
+
+    return logits
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Row-wise dot product without a temporary of the rows' size."""
     return torch.bmm(a[:, None, :], b[:, :, None])[:, 0, 0]
@@ -163,10 +178,9 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _compare(
-    model: nn.Module, hidden: Mapping[str, Tensor], targets: Tensor, heads: Mapping[str, nn.Module] | None = None
+    model: nn.Module, heads: Mapping[str, Head], hidden: Mapping[str, Tensor], targets: Tensor
 ) -> dict[str, Quality]:
-    """Sums over the predicted tokens; `heads` names models whose head is not `model`'s."""
-    heads = heads or {}
+    """Sums over the predicted tokens. Hidden states of all, and what each but "dense" makes of its own; "dense" is `model`."""
     sequences, predicted = targets.shape
     rows = {name: h.flatten(0, 1) for name, h in hidden.items()}
     flat = targets.flatten().to(next(iter(rows.values())).device)
@@ -179,7 +193,7 @@ def _compare(
             # KL = sum_v p_v (l_v - m_v) - lse(l) + lse(m), with l, m the logits of the dense and the sparse model
             dense_mean, dense_norm = _dot(chance, dense), dense.logsumexp(-1)
             for name in hidden:
-                own = dense if name == "dense" else lm.logits(heads.get(name, model), rows[name][piece])
+                own = dense if name == "dense" else heads[name](rows[name][piece])
                 norm = dense_norm if name == "dense" else own.logsumexp(-1)
                 sums[name][0, piece] = (norm - own.gather(-1, flat[piece, None])[:, 0]).double().cpu()
                 if name != "dense":

@@ -3,10 +3,14 @@
 from sparsity_lib.methods.baselines import gate_topk, inputs_topk, oracle, random
 from sparsity_lib.methods.cats import cats
 from sparsity_lib.methods.claws import VARIANTS, claws
+from sparsity_lib.methods.gaussian import gaussian, gaussian_inputs
+from sparsity_lib.methods.griffin import griffin
+from sparsity_lib.methods.head import head_rule, with_head
 from sparsity_lib.methods.larosa import larosa
 from sparsity_lib.methods.nm import nm, nm_density, unstructured
 from sparsity_lib.methods.rsparse import rsparse
 from sparsity_lib.methods.scap import scap, scap_centered, scap_for
+from sparsity_lib.methods.spread import combined, spread
 from sparsity_lib.methods.teal import teal, teal_greedy, threshold_gap
 from sparsity_lib.methods.wina import wina
 
@@ -14,6 +18,9 @@ from sparsity_lib.methods.wina import wina
 METHODS = {
     "cats": cats,
     "claws": claws,
+    "gaussian": gaussian,
+    "gaussian_inputs": gaussian_inputs,
+    "griffin": griffin,
     "larosa": larosa,
     "inputs_topk": inputs_topk,
     "gate_topk": gate_topk,
@@ -28,6 +35,7 @@ METHODS = {
 }
 
 __all__ = [
-    "METHODS", "VARIANTS", "cats", "claws", "gate_topk", "inputs_topk", "larosa", "nm", "nm_density", "oracle", "random",
-    "rsparse", "scap", "scap_centered", "scap_for", "teal", "teal_greedy", "threshold_gap", "unstructured", "wina",
+    "METHODS", "VARIANTS", "cats", "claws", "combined", "gate_topk", "gaussian", "gaussian_inputs", "griffin", "head_rule",
+    "inputs_topk", "larosa", "nm", "nm_density", "oracle", "random", "rsparse", "scap", "scap_centered", "scap_for", "spread",
+    "teal", "teal_greedy", "threshold_gap", "unstructured", "wina", "with_head",
 ]

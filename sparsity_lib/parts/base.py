@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsity_lib.errors import SparsityError, refuse, unknown
 from sparsity_lib.sites import GATE
@@ -51,6 +51,10 @@ class Part:
     def fit(self, collector: Collector | None, site: Site) -> dict[str, Tensor]:
         """Turn the streamed statistic into the tensors announced by `shapes`."""
         return {}
+
+    def operations(self, site: Site) -> int:
+        """Operations a token that the part adds at run time, products with the weights of `weights_read` left out."""
+        return 0
 
     def trained(self, site: Site) -> tuple[str, ...]:
         """Names of those tensors that training may go on to change (`train.repairs`); `fit` gives where it starts."""
@@ -96,9 +100,20 @@ class Score(Part):
     """z -> one number per entry, in float32; larger means kept first."""
 
     role = "score"
+    #: Whether it ranks a sequence's sparse tokens by those before them, which are left dense (`prompt`).
+    of_prompt: ClassVar[bool] = False
+    #: Whether it needs nothing of the token itself, so that a gate site's neurons are left out whole, gate rows included.
+    beforehand: ClassVar[bool] = False
 
     def __call__(self, z: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         raise NotImplementedError
+
+    def operations(self, site: Site) -> int:
+        return site.width * (1 + bool(self.shapes(site)))  # a size, and a product with what was fitted
+
+    def prompt(self, z: Tensor) -> Mapping[str, Tensor]:
+        """What the score keeps of the dense first part of every sequence, z [batch, tokens, width]: tensors by name."""
+        return {}
 
 
 class Select(Part):
@@ -114,6 +129,9 @@ class Select(Part):
 
     def __call__(self, scores: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         raise NotImplementedError
+
+    def operations(self, site: Site) -> int:
+        return site.width  # a comparison an entry
 
     def kept(self, width: int) -> float:
         """Share of entries kept by design, before anything is measured."""
@@ -142,11 +160,11 @@ class Repair(Part):
         raise NotImplementedError
 
     def output(
-        self, y: Tensor, dropped: Tensor, bias: Tensor | None, reader: int, tensors: Mapping[str, Tensor]
+        self, y: Tensor, dropped: Tensor, layer: nn.Module, reader: int, tensors: Mapping[str, Tensor]
     ) -> Tensor:
-        """What takes the place of y [..., out], which layer number `reader` of the site made of x' = x - dropped.
+        """What takes the place of y [..., out], which `layer`, number `reader` of the site, made of x' = x - dropped.
 
-        `bias` [out] is the layer's own, contained in y.
+        The layer's own bias, where it has one, is contained in y.
         """
         raise NotImplementedError
 

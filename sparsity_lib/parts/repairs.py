@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsity_lib.checks import fraction
 from sparsity_lib.collectors import SecondMoment
@@ -24,6 +24,9 @@ class Variance(Repair):
     After a shift it scales what is left of z = x - m, not m; both variances are the same with one m a token. A token of
     which nothing is left stays so.
     """
+
+    def operations(self, site: Site) -> int:
+        return 7 * site.width  # two variances, a product
 
     def __call__(self, kept: Tensor, z: Tensor, mask: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         kept = as_float32(kept)
@@ -57,11 +60,11 @@ class OutputScale(Repair):
         return {name: made[name.partition("_")[0]](shape) for name, shape in self.shapes(site).items()}
 
     def output(
-        self, y: Tensor, dropped: Tensor, bias: Tensor | None, reader: int, tensors: Mapping[str, Tensor]
+        self, y: Tensor, dropped: Tensor, layer: nn.Module, reader: int, tensors: Mapping[str, Tensor]
     ) -> Tensor:
         scale, offset = tensors[f"scale_{reader}"], tensors[f"offset_{reader}"]
-        if bias is not None:
-            offset = offset + (1 - scale) * bias
+        if layer.bias is not None:
+            offset = offset + (1 - scale) * layer.bias
         return y * scale + offset
 
     def weights_read(self, site: Site) -> int:
@@ -133,7 +136,7 @@ class LowRank(Repair):
         return found
 
     def output(
-        self, y: Tensor, dropped: Tensor, bias: Tensor | None, reader: int, tensors: Mapping[str, Tensor]
+        self, y: Tensor, dropped: Tensor, layer: nn.Module, reader: int, tensors: Mapping[str, Tensor]
     ) -> Tensor:
         left, right = (tensors[f"{side}_{reader}"].to(dropped.dtype) for side in ("left", "right"))
         return y + dropped @ right.T @ left.T

@@ -85,3 +85,42 @@ class ColumnNorm(Score):
 
     def __call__(self, z: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         return as_float32(z).abs() * tensors["norm"]
+
+
+@part("value")
+@dataclass(frozen=True)
+class Value(Score):
+    """z_i itself, with its sign: what is below zero goes first (Gemma 3n's gate)."""
+
+    def __call__(self, z: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        return as_float32(z)
+
+
+@part("relative")
+@dataclass(frozen=True)
+class Relative(Score):
+    """s_j = || (h_tj / ||h_t||)_t ||_2 over the prompt's tokens t, h = g * u (GRIFFIN, arXiv 2404.01365, section 4).
+
+    One ranking a sequence, known before any of its later tokens: the neurons left out are left out whole, rows of W_gate
+    and W_up and columns of W_down. A token of which nothing fires counts for nothing.
+    """
+
+    only_sites: ClassVar[frozenset[str]] = frozenset({GATE})
+    on_product: ClassVar[bool] = True
+    of_prompt: ClassVar[bool] = True
+    beforehand: ClassVar[bool] = True
+
+    def check(self, site: Site) -> None:
+        if site.experts:
+            raise refuse("score at an expert site", self.kind, "a score that ranks every token by itself", "use magnitude")
+
+    def operations(self, site: Site) -> int:
+        return 0  # once a prompt
+
+    def prompt(self, z: Tensor) -> Mapping[str, Tensor]:
+        z = as_float32(z)
+        size = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        return {"relative": torch.linalg.vector_norm(z / size, dim=-2, keepdim=True)}
+
+    def __call__(self, z: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        return tensors["relative"].expand(z.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from sparsity_lib.checks import fraction
 from sparsity_lib.collectors import Collector, LogHistogram
 from sparsity_lib.distribution import Distribution
-from sparsity_lib.errors import SparsityError, refuse
+from sparsity_lib.errors import SparsityError, refuse, unknown
 from sparsity_lib.parts.base import Select, part
 from sparsity_lib.sites import Site
 
@@ -87,6 +88,54 @@ class SymmetricThreshold(Threshold):
         return 1 - self.density / 2
 
 
+#: What a token's scores are taken to be drawn from, and the threshold that then drops a share s of them.
+LAWS = {
+    "normal": "mean + std * Phi^-1(s)",
+    "half_normal": "rms * Phi^-1((1 + s) / 2), for scores that are sizes of numbers around zero",
+}
+
+
+@part("gaussian")
+@dataclass(frozen=True)
+class Gaussian(Select):
+    """Keep a token's scores above the (1 - density)-quantile of a Gaussian with the token's own moments (Gemma 3n).
+
+    Nothing is sorted and nothing calibrated; how much is kept follows the density only where scores follow the law. A token
+    whose scores are all equal is dropped whole by "normal".
+
+    Parameters
+    ----------
+    law
+        One of `LAWS`.
+    """
+
+    any_density: ClassVar[bool] = True
+
+    density: float
+    law: str = "normal"
+
+    def __post_init__(self) -> None:
+        fraction("density", self.density)
+        if not isinstance(self.law, str) or self.law not in LAWS:
+            raise unknown("law", self.law, LAWS)
+
+    def __call__(self, scores: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        if self.density == 1:
+            return torch.ones_like(scores, dtype=torch.bool)
+        if self.law == "half_normal":
+            bound = scores.square().mean(-1, keepdim=True).sqrt() * NormalDist().inv_cdf(1 - self.density / 2)
+        else:
+            spread = scores.std(-1, keepdim=True, correction=0)
+            bound = scores.mean(-1, keepdim=True) + spread * NormalDist().inv_cdf(1 - self.density)
+        return scores > bound
+
+    def operations(self, site: Site) -> int:
+        return 5 * site.width  # two moments, a comparison
+
+    def kept(self, width: int) -> float:
+        return self.density
+
+
 @part("topk")
 @dataclass(frozen=True)
 class TopK(Select):
@@ -102,6 +151,9 @@ class TopK(Select):
 
     def __post_init__(self) -> None:
         fraction("density", self.density)
+
+    def operations(self, site: Site) -> int:
+        return 0 if self.density == 1 else 31 * site.width  # as compiled: a comparison for each bit of the k-th score, at most
 
     def count(self, width: int) -> int:
         """K for a site of this width."""

@@ -69,6 +69,9 @@ class Shift(Transform):
     def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
         return {"shift": (site.width if self.per_channel else 1,)}
 
+    def operations(self, site: Site) -> int:
+        return site.width
+
     def collector(self, site: Site) -> Distribution:
         return Distribution(site.width if self.per_channel else None, histogram=self.by != "mean")
 

@@ -88,6 +88,12 @@ Options rotated_everywhere(const Shape& s) {
     o.activation = ACT_GELU_TANH, o.window = 3;
     return o;
 }
+Options head(const Shape& s, int64_t refined, bool rotated) {
+    Options o;
+    o.shape = s;
+    o.head = {true, rotated, rotated ? by_rank(s.hidden / 3) : by_threshold(0.5f)}, o.refined = refined, o.extras = true;
+    return o;
+}
 Options mixed(const Shape& s) {  // a gate site behind input sites, everything else that a family may have
     Options o = gate(by_rank(s.neurons / 4));
     o.shape = s;
@@ -96,7 +102,6 @@ Options mixed(const Shape& s) {  // a gate site behind input sites, everything e
     o.extras = true, o.activation = ACT_GELU, o.window = 2;
     return o;
 }
-
 Options granular(const Shape& s, bool extras) {
     Options o = gate(by_threshold(0));
     o.shape = s, o.extras = extras, o.stripes = true;
@@ -132,6 +137,21 @@ void refused() {
     model([](Decoder& m) { m.cache_format = -1; });
     model([](Decoder& m) { m.embedding.data = nullptr; });
     model([](Decoder& m) { m.head.rows = 49; });
+    model([](Decoder& m) { m.refined = -1; });
+    model([](Decoder& m) { m.refined = 3; });         // of a dense head
+    model([](Decoder& m) { m.at_head.active = 1; });  // packed by outputs
+    const Model headed(head({}, 3, true));
+    auto of_head = [&](auto change) {
+        Decoder copy = headed.decoder;
+        change(copy);
+        expect(sparsity_decoder_check(&copy) == 1, "wrong head %d was not refused", number++);
+    };
+    of_head([](Decoder& m) { m.refined = 51; });
+    of_head([](Decoder& m) { m.head_rows.data = nullptr; });
+    of_head([](Decoder& m) { m.head_rows.rows = 49; });
+    of_head([](Decoder& m) { m.at_head.rotation.rows--; });
+    of_head([](Decoder& m) { m.head.cols--; });
+    of_head([](Decoder& m) { m.head_bias = m.final_norm; });  // rows that are read in full have none
     auto layer = [&](const Model& base, auto change) {
         std::vector<Layer> layers = base.layers;
         change(layers.back());
@@ -170,9 +190,14 @@ void refused() {
     layer(striped, [](Layer& l) { l.stripes_gate.count = -1; });
     layer(striped, [](Layer& l) { l.at_qkv.active = 1; });
     layer(striped, [](Layer& l) { l.at_gate.active = 0; });
-    Decoder short_head = striped.decoder;
-    short_head.stripes_head.count--;
-    expect(sparsity_decoder_check(&short_head) == 1, "too few stripes of the head were not refused");
+    auto of_stripes = [&](auto change) {
+        Decoder copy = striped.decoder;
+        change(copy);
+        expect(sparsity_decoder_check(&copy) == 1, "wrong stripes %d of the head were not refused", number++);
+    };
+    of_stripes([](Decoder& m) { m.stripes_head.count--; });
+    of_stripes([&](Decoder& m) { m.at_head = headed.decoder.at_head; });
+    of_stripes([&](Decoder& m) { m.refined = 3, m.head_rows = headed.decoder.head_rows; });
 }
 
 }  // namespace
@@ -188,9 +213,11 @@ void check_decoder() {
         decode("rotated everywhere", rotated_everywhere(shape), worst);
         decode("mixed", mixed(shape), worst);
         for (bool extras : {false, true}) decode("granular", granular(shape, extras), worst);
+        for (int64_t refined : {int64_t(0), int64_t(1), int64_t(7), shape.vocabulary})
+            for (bool rotated : {false, true}) decode("head", head(shape, refined, rotated), worst);
     }
     for (Stored stored : STORED)
-        for (Options o : {dense(), mixed(uneven), rotated_everywhere(small), granular(uneven, true)}) {
+        for (Options o : {dense(), mixed(uneven), rotated_everywhere(small), granular(uneven, true), head(uneven, 5, true)}) {
             o.stored = stored;
             decode("formats", o, worst);
             o.cache_format = FORMAT_BF16;

@@ -15,7 +15,8 @@ struct Place {  // one site of every layer
 struct Options {
     Shape shape;
     Stored stored = {FORMAT_F32, 0};
-    Place qkv, o, up, gate, down;
+    Place qkv, o, up, gate, down, head;
+    int64_t refined = 0;  // words
     int32_t cache_format = FORMAT_F32, activation = ACT_SILU, window = 0;  // window: of all layers but the first
     bool extras = false;  // biases, norms after and of heads, caps, factors
     bool stripes = false;  // qkv, o, gate and head in stripes, with thresholds of their own; the gate's site has to be active
@@ -53,7 +54,7 @@ struct Block {
 struct Model {
     Options options;
     std::vector<Block> blocks;
-    Matrix embedding, head;
+    Matrix embedding, head, rows, turn;  // rows: of refined words, other numbers than the head's; turn: the head's rotation
     Granular head_stripes;
     std::vector<float> final_norm, head_bias, cosine[2], sine[2];
     std::vector<Layer> layers;
@@ -62,10 +63,12 @@ struct Model {
     explicit Model(const Options& options) : options(options), blocks(options.shape.layers) {
         const Shape& s = options.shape;
         embedding = matrix(s.vocabulary, s.hidden, options.stored, true);
-        head = matrix(s.vocabulary, s.hidden, options.stored, true, 1 / sqrtf(float(s.hidden)));
+        head = weight(s.hidden, s.vocabulary, options.head.active);
         if (options.stripes) head_stripes.fill(s.hidden, s.vocabulary, options.stored);
+        if (options.refined) rows = weight(s.hidden, s.vocabulary, false);
+        if (options.head.rotated) turn = weight(s.hidden, s.hidden, false);
         final_norm = multipliers(s.hidden);
-        if (options.extras) head_bias = normals(s.vocabulary, 0.3f);
+        if (options.extras && !options.refined) head_bias = normals(s.vocabulary, 0.3f);
         for (int table = 0; table < 2; table++)
             for (int64_t i = 0; i < s.capacity * s.head_dim; i++) {
                 const double angle = double(i / s.head_dim) * pow(table ? 50 : 10, -double(i % (s.head_dim / 2)) / 4);
@@ -130,11 +133,14 @@ struct Model {
                               b.qkv.weight, b.o.weight, b.gate.weight, b.up.weight, b.gate_up.weight, b.down.weight,
                               at(c[0]), at(c[1]), at(c[2]), at(c[3]), at(c[4]), at(c[5]),
                               site(options.qkv, 0), site(options.o, 1), site(options.up, 2), site(options.gate, 3),
-                              site(options.down, 4), b.qkv_stripes.view(), b.o_stripes.view(), b.gate_stripes.view(), b.keys.data(), b.values.data(), i ? options.window : 0, int32_t(i % 2)});
+                              site(options.down, 4), b.qkv_stripes.view(), b.o_stripes.view(), b.gate_stripes.view(),
+                              b.keys.data(), b.values.data(), i ? options.window : 0, int32_t(i % 2)});
         }
         const bool extras = options.extras;
         decoder = {layers.data(), s.layers, s.hidden, s.heads, s.kv_heads, s.head_dim, s.neurons, s.capacity, s.vocabulary,
-                   embedding.weight, head.weight, head_stripes.view(), final_norm.data(), at(head_bias), {cosine[0].data(), cosine[1].data()},
+                   embedding.weight, head.weight, head_stripes.view(),
+                   {options.head.rule.select(), turn.weight, options.head.active, options.head.rotated}, rows.weight, options.refined,
+                   final_norm.data(), at(head_bias), {cosine[0].data(), cosine[1].data()},
                    {sine[0].data(), sine[1].data()}, 1e-5f, float(1 / sqrt(double(s.head_dim))), extras ? 1.5f : 1.0f,
                    extras ? 2.0f : 0.0f, extras ? 3.0f : 0.0f, extras ? 0.5f : 1.0f, options.activation, options.cache_format};
     }

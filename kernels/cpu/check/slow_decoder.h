@@ -20,14 +20,16 @@ struct SlowDecoder {
         for (size_t l = 0; l < model.blocks.size(); l++) {
             const Block& b = model.blocks[l];
             const Row attended = attention(l, normed(x, b.norms[0]));
-            add(x, project(b, 1, b.o, b.biases[1], model.options.o, attended, b.o_stripes), b.norms[1]);
+            add(x, project(b.rotations[1], b.o, b.biases[1], model.options.o, attended, b.o_stripes), b.norms[1]);
             const Row inside = normed(x, b.norms[2]);
             if (model.options.gate.active)
                 add(x, chosen(b, inside), b.norms[3]);
             else
-                add(x, project(b, 4, b.down, b.biases[5], model.options.down, expanded(b, inside)), b.norms[3]);
+                add(x, project(b.rotations[4], b.down, b.biases[5], model.options.down, expanded(b, inside)), b.norms[3]);
         }
-        Row logits = granular(model.head_stripes, model.head, model.head_bias, normed(x, model.final_norm));
+        const Row last = normed(x, model.final_norm);
+        Row logits = project(model.turn, model.head, model.head_bias, model.options.head, last, model.head_stripes);
+        if (m.refined) refine(logits, last);
         for (double& v : logits) {
             v *= m.logit_factor;
             if (m.logit_cap > 0) v = m.logit_cap * tanh(v / m.logit_cap);
@@ -68,10 +70,10 @@ struct SlowDecoder {
         closest = fmin(closest, closeness(rule, score));
         return mask_of(rule, score);
     }
-    Row project(const Block& b, int number, const Matrix& m, const std::vector<float>& bias, const Place& place, Row x,
+    Row project(const Matrix& rotation, const Matrix& m, const std::vector<float>& bias, const Place& place, Row x,
                 const Granular& stripes = {}) {
         if (!place.active) return granular(stripes, m, bias, x);
-        if (place.rotated) x = product(b.rotations[number], {}, x);
+        if (place.rotated) x = product(rotation, {}, x);
         const Mask kept = mask(place.rule, x);
         Row y(m.weight.cols);
         for (size_t o = 0; o < y.size(); o++) {
@@ -99,6 +101,21 @@ struct SlowDecoder {
         }
         return y;
     }
+    // Logits of the likely words from all inputs and rows of their own.
+    void refine(Row& logits, const Row& x) {
+        Row score(logits);
+        const double lowest = *std::min_element(logits.begin(), logits.end());
+        for (double& v : score) v -= lowest;
+        const Rule rule = by_rank(model.decoder.refined);
+        closest = fmin(closest, closeness(rule, score));
+        const Mask chosen = mask_of(rule, score);
+        for (size_t v = 0; v < logits.size(); v++) {
+            if (!chosen[v]) continue;
+            logits[v] = 0;
+            for (size_t i = 0; i < x.size(); i++) logits[v] += double(model.rows.at(v, i)) * x[i];
+        }
+        bytes += row_size(model.rows.weight) * double(model.decoder.refined);
+    }
     // One head after its norm, turned to the last position.
     Row turned(Row x, const std::vector<float>& norm, size_t table, int64_t position) const {
         if (!norm.empty()) x = normed(x, norm);
@@ -120,7 +137,7 @@ struct SlowDecoder {
         const Decoder& m = model.decoder;
         const Block& b = model.blocks[l];
         const int64_t d = m.head_dim, position = keys[l].size();
-        const Row qkv = project(b, 0, b.qkv, b.biases[0], model.options.qkv, x, b.qkv_stripes);
+        const Row qkv = project(b.rotations[0], b.qkv, b.biases[0], model.options.qkv, x, b.qkv_stripes);
         auto head = [&](int64_t h) { return Row(qkv.begin() + h * d, qkv.begin() + (h + 1) * d); };
         Row key, value, out;
         for (int64_t h = 0; h < m.kv_heads; h++) {
@@ -152,7 +169,7 @@ struct SlowDecoder {
     Row expanded(const Block& b, const Row& x) {
         Row g, u;
         if (model.options.up.active) {
-            const Row both = project(b, 2, b.gate_up, b.biases[4], model.options.up, x);
+            const Row both = project(b.rotations[2], b.gate_up, b.biases[4], model.options.up, x);
             const auto middle = both.begin() + model.decoder.neurons;
             g.assign(both.begin(), middle), u.assign(middle, both.end());
         } else {

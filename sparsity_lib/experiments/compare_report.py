@@ -1,0 +1,200 @@
+"""Rows and points of the comparison: quality at equal shares, overheads, tasks, protocol effects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparsity_lib.evaluate.bench_result import BenchmarkResult, TaskResult
+from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
+from sparsity_lib.evaluate.quality import Quality
+from sparsity_lib.experiments.claws_report import cell, label, points, short
+from sparsity_lib.experiments.compare_common import BOUNDS, EVERY_METHOD, WITH_HEAD
+from sparsity_lib.overheads import Overheads
+from sparsity_lib.report import Number
+
+Data = Mapping[str, Any]
+#: How far beyond its measured points a curve is read: thresholds meet their share within a hundredth or so.
+SLACK = 0.012
+#: Those of the papers, and the same carried on to the head.
+PUBLISHED = tuple(m for m in EVERY_METHOD if m not in (*BOUNDS, *WITH_HEAD))
+SINGLE = (*PUBLISHED, *WITH_HEAD)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method on one model: shares of all weights skipped [points], summed KL [points, sequences], tokens [sequences]."""
+
+    shares: np.ndarray
+    kl: np.ndarray
+    tokens: np.ndarray
+
+    @staticmethod
+    def of(found: Sequence[Data]) -> Curve | None:
+        """From stored points, those without quality left out; None where none is left."""
+        rows = sorted((p for p in found if "quality" in p), key=lambda p: p["shares"]["skipped"])
+        if not rows:
+            return None
+        quality = [Quality.from_json(p["quality"]) for p in rows]
+        return Curve(np.array([p["shares"]["skipped"] for p in rows]), np.array([q.kl for q in quality]),
+                     np.array(quality[0].tokens, dtype=float))
+
+    def at(self, share: float) -> np.ndarray | None:
+        """Each sequence's summed KL at a share, log-linear between measured points; None beyond them."""
+        if not self.shares[0] - SLACK <= share <= self.shares[-1] + SLACK:
+            return None
+        logs = np.log(np.maximum(self.kl, 1e-12))
+        return np.exp([np.interp(share, self.shares, each) for each in logs.T])
+
+    def kl_at(self, share: float) -> Interval | None:
+        """Mean KL at a share in nats per token."""
+        found = self.at(share)
+        return None if found is None else ratio_interval(found, self.tokens)
+
+
+def curve(data: Data, model: str, method: str) -> Curve | None:
+    """One stored method."""
+    return Curve.of(data[model]["methods"][method])
+
+
+def quality_points(data: Data, methods: Sequence[str]) -> dict[str, dict[str, list[tuple[float, Interval]]]]:
+    """model -> method -> [(share skipped, KL)]: what `figures.claws.sweep` draws."""
+    return {model: {method: [(p["shares"]["skipped"], Quality.from_json(p["quality"]).divergence())
+                             for p in data[model]["methods"][method] if "quality" in p] for method in methods} for model in data}
+
+
+def quality_rows(data: Data, shares: Sequence[float], methods: Sequence[str] = EVERY_METHOD) -> list[list[Any]]:
+    """Model, method; KL at each share, None where the method cannot reach it."""
+    rows = []
+    for model in data:
+        for method in methods:
+            own = curve(data, model, method)
+            found = [None if own is None else own.kl_at(share) for share in shares]
+            rows.append([short(model), label(method), *(None if kl is None else cell(kl, ".3f") for kl in found)])
+    return rows
+
+
+def reach_rows(data: Data, methods: Sequence[str] = EVERY_METHOD) -> list[list[Any]]:
+    """Model, method, the largest share asked for that it reaches (%), and why it ends there."""
+    rows = []
+    for model in data:
+        for method in methods:
+            found = data[model]["methods"][method]
+            reached = [100 * p["share"] for p in found if "quality" in p]
+            reason = next((p["reason"] for p in found if "reason" in p), None)
+            rows.append([short(model), label(method), Number(max(reached, default=0.0), ".0f"), reason])
+    return rows
+
+
+def nearest(found: Sequence[Data], share: float) -> Data | None:
+    """The point asked for at a share, if it was reached."""
+    return next((p for p in found if abs(p["share"] - share) < 1e-9 and "quality" in p), None)
+
+
+def extra_rows(data: Data, share: float, methods: Sequence[str] = EVERY_METHOD) -> list[list[Any]]:
+    """Model, method; memory and operations that it adds, in percent of the dense model's, at a share (or its largest)."""
+    rows = []
+    for model in data:
+        for method in methods:
+            own = [p for p in data[model]["methods"][method] if "quality" in p]
+            point = nearest(own, share) or (own[-1] if own else None)
+            if point is None:
+                continue
+            extra = Overheads.from_json(point["shares"]["extra"])
+            rows.append([short(model), label(method), Number(100 * point["shares"]["skipped"], ".0f"),
+                         Number(100 * extra.memory, ".2f"), Number(100 * extra.operations, ".2f"), extra.choosing])
+    return rows
+
+
+def counted_rows(data: Data, share: float, methods: Sequence[str] = PUBLISHED) -> list[list[Any]]:
+    """The same masks in four counts (%): entries dropped at the method's sites, of the FFN, of all linears, of all weights."""
+    rows = []
+    for model in data:
+        for method in methods:
+            point = nearest(data[model]["methods"][method], share)
+            if point is None or "sites" not in point["shares"]:
+                continue
+            counts = point["shares"]
+            sites = float(np.mean(list(counts["sites"].values())))
+            rows.append([short(model), label(method),
+                         *(Number(100 * v, ".0f") for v in (sites, counts["ffn"], counts["linears"], counts["skipped"]))])
+    return rows
+
+
+def best_single(data: Data, model: str, share: float, methods: Sequence[str] = SINGLE) -> str | None:
+    """The method with the least KL at a share, of those that reach it."""
+    found = {}
+    for method in methods:
+        own = curve(data, model, method)
+        if own is not None and (kl := own.kl_at(share)) is not None:
+            found[method] = kl.value
+    return min(found, key=found.get) if found else None
+
+
+def protocol_points(data: Data, effect: str) -> dict[str, dict[str, list[tuple[str, Interval, float]]]]:
+    """model -> method -> [(what was changed, KL, share skipped)]."""
+    def point(row: Data) -> tuple[str, Interval, float]:
+        return change_name(row["change"]), Quality.from_json(row["quality"]).divergence(), row["shares"]["skipped"]
+
+    return {model: {method: [point(row) for row in found[effect]] for method, found in methods.items() if effect in found}
+            for model, methods in data.items()}
+
+
+def change_name(change: Data) -> str:
+    """One changed thing in words."""
+    if "token_share" in change:
+        return f"{100 * change['token_share']:.0f}% of tokens"
+    found = change["calibration"]
+    if "source" in found:
+        return found["source"]
+    if "seed" in found:
+        return f"seed {found['seed']}"
+    return ", ".join(f"{value} {'tokens' if key == 'tokens' else 'a sequence'}" for key, value in found.items()) or "all sources"
+
+
+def protocol_rows(data: Data, effect: str) -> list[list[Any]]:
+    """Model, method and what was changed; weights skipped (%), KL, and KL over the first setting's (paired over sequences)."""
+    rows = []
+    for model in data:
+        for method, effects in data[model].items():
+            if effect not in effects:
+                continue
+            base = Quality.from_json(effects[effect][0]["quality"])
+            for row in effects[effect]:
+                own = Quality.from_json(row["quality"])
+                skipped = Number(100 * row["shares"]["skipped"], ".1f")
+                name = f"{label(method)}, {change_name(row['change'])}"
+                rows.append([short(model), name, skipped, cell(own.divergence(), ".3f"),
+                             cell(ratio_interval(own.kl, base.kl), ".2f")])
+    return rows
+
+
+def at_share(row: Data) -> str:
+    """A method and the share that it was asked for."""
+    return label(row["method"]) + (f", {100 * row['share']:.0f}%" if row["share"] else "")
+
+
+def nine(found: Data) -> BenchmarkResult:
+    """The three stored runs of one item as one result."""
+    runs = [BenchmarkResult.from_dict(found["results"][name]) for name in ("scap7", "openbookqa", "mmlu")]
+    tasks: dict[str, TaskResult] = {name: task for run in runs for name, task in run.tasks.items()}
+    return BenchmarkResult(tasks, runs[0].limit, runs[0].seed, runs[0].backend, sum(run.seconds for run in runs), runs[0].lm_eval)
+
+
+def task_rows(data: Data) -> list[list[Any]]:
+    """Model, method and share; mean of nine tasks (%), its difference to dense in points, mean of SCAP's seven (%)."""
+    rows = []
+    for model, found in data.items():
+        dense = nine(found[0])
+        for row in found:
+            start = [short(model), at_share(row)]
+            if "results" not in row:
+                rows.append([*start, None, None, None])
+                continue
+            own = nine(row)
+            gap = None if row is found[0] else points(own, dense, "book9")
+            rows.append([*start, Number(100 * own.score("book9").mean, ".1f"), gap, Number(100 * own.score("scap7").mean, ".1f")])
+    return rows

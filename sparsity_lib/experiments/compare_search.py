@@ -1,0 +1,219 @@
+"""The search beyond the papers: combinations of parts on calibration text, then the best one and its ablations held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from sparsity_lib import results
+from sparsity_lib.accounting import weights_per_token
+from sparsity_lib.errors import SparsityError
+from sparsity_lib.evaluate.quality import Quality
+from sparsity_lib.experiments import common
+from sparsity_lib.experiments.compare_common import DTYPE, Bench, Point, bench_for, points_of
+from sparsity_lib.experiments.compare_quality import measured
+from sparsity_lib.experiments.scap_grid import EVERY, TEXT
+from sparsity_lib.fit import fit
+from sparsity_lib.methods.larosa import density_for_share
+from sparsity_lib.methods.spread import combined
+from sparsity_lib.plan import Plan
+from sparsity_lib.recipe import Recipe
+from sparsity_lib.sensitivity import Curves, curves
+from sparsity_lib.sites import find_sites
+
+SHARES = (0.4, 0.5, 0.6)
+#: All of it calibration text, in orders of its own: statistics, costs of dropping, and what candidates are judged by.
+FITTED = {"tokens": 4096, "length": 512, "seed": 0}
+COSTS = {"tokens": 1024, "length": 256, "seed": 9}
+JUDGED = {"tokens": 1024, "length": 256, "seed": 5}
+HEAD_EVERY = {"smollm2-135m-instruct": 8, "gemma3-270m": 32}
+JUDGED_EVERY = {"smollm2-135m-instruct": 2, "gemma3-270m": 8}
+#: Transform, score and repair at the blocks: fitted together, with every head and allocation.
+BLOCKS: tuple[dict[str, Any], ...] = (
+    {"rotate": False, "score": "magnitude"}, {"rotate": False, "score": "column_norm"}, {"rotate": False, "score": "saliency"},
+    {"rotate": True, "score": "magnitude"}, {"rotate": True, "score": "saliency"},
+    {"rotate": False, "score": "magnitude", "repair": "low_rank"}, {"rotate": True, "score": "magnitude", "repair": "low_rank"},
+)
+HEADS = ("dense", "inputs", "refined")
+ALLOCATIONS = ("uniform", "spread")
+
+Candidate = Mapping[str, Any]
+
+
+def candidates(blocks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every head and allocation with these blocks; costs are not known where a repair changes them."""
+    allocations = ALLOCATIONS if blocks.get("repair", "none") == "none" else ("uniform",)
+    return [{**blocks, "head": head, "allocation": allocation} for head in HEADS for allocation in allocations]
+
+
+def run(checkpoint) -> tuple[Any, dict, list[int]]:
+    """One item a model and choice of parts at the blocks; then one a model for the candidate chosen, and one an ablation."""
+    data: dict[str, Any] = {name: {"search": searched(checkpoint, name)} for name in common.MODELS}
+    best = chosen({name: data[name]["search"] for name in data})
+    for name in common.MODELS:
+        data[name] |= tried(checkpoint, name, best)
+    return {"chosen": best, "models": data}, {
+        "blocks": BLOCKS, "heads": HEADS, "allocations": ALLOCATIONS, "shares": SHARES, "fitted": FITTED, "costs": COSTS,
+        "judged": JUDGED, "text": TEXT, "every": EVERY, "dtype": DTYPE, "calibration": common.CALIBRATION}, [0, 5, 9]
+
+
+def searched(checkpoint, name: str) -> list[dict[str, Any]]:
+    """Every candidate on one model; no evaluation text is looked at."""
+    loaded: dict[str, Bench] = {}
+    rows: list[dict[str, Any]] = []
+    for blocks in BLOCKS:
+        params = {"model": name, "candidates": candidates(blocks), "shares": SHARES, "fitted": FITTED, "costs": COSTS,
+                  "judged": JUDGED, "head_every": HEAD_EVERY[name], "every": JUDGED_EVERY[name], "dtype": DTYPE}
+        rows += checkpoint.item(params, partial(search, loaded, params))
+        print(f"{name} {blocks} done", flush=True)
+    return rows
+
+
+def tried(checkpoint, name: str, best: Candidate) -> dict[str, Any]:
+    """The candidate chosen on all models, and its ablations, held out on one."""
+    loaded: dict[str, Bench] = {}
+    data: dict[str, Any] = {"held out": {}}
+    for label, candidate in {"chosen": best, **ablations(best)}.items():
+        params = {"model": name, "candidate": candidate, "shares": SHARES, "costs": COSTS, "text": TEXT, "every": EVERY[name],
+                  "head_every": HEAD_EVERY[name], "calibration": common.CALIBRATION, "dtype": DTYPE}
+        found = checkpoint.item(params, partial(held_out, loaded, params))
+        data["held out"][label] = {"candidate": candidate, "points": found["points"]}
+        data.update(dense=found["dense"], ids=found["ids"])
+        print(f"{name} {label} done", flush=True)
+    return data
+
+
+def parts_of(candidate: Candidate) -> dict[str, Any]:
+    """The options of `combined`."""
+    return {key: value for key, value in candidate.items() if key != "allocation"}
+
+
+def wanted(
+    bench: Bench, candidate: Candidate, shares: Sequence[float], costs: Curves | None
+) -> list[tuple[float, Recipe | str]]:
+    """The candidate's recipe at every share, or the reason why there is none."""
+    found: list[tuple[float, Recipe | str]] = []
+    for share in shares:
+        try:
+            if candidate["allocation"] == "spread":
+                found.append((share, costs.allocate(share)))
+            else:
+                make = partial(combined, **parts_of(candidate))
+                found.append((share, make(density_for_share(make, bench.model, share))))
+        except SparsityError as error:
+            found.append((share, str(error)))
+    return found
+
+
+def search(loaded: dict[str, Bench], params: dict) -> list[dict[str, Any]]:
+    """Candidates with the same parts at the blocks, judged on calibration text."""
+    from sparsity_lib.assets.texts import token_sequences
+
+    bench = bench_for(loaded, params["model"], TEXT)
+    held, bench.ids = bench.ids, token_sequences(bench.tokenizer, "calibration", **params["judged"])
+    try:
+        fitted, known = measured_costs(bench, params["candidates"], params["costs"], params["head_every"], params["fitted"])
+        recipes = [(c, share, recipe) for c in params["candidates"]
+                   for share, recipe in wanted(bench, c, params["shares"], known.get(c["head"]))]
+        points = made(fitted, [(share, recipe) for _, share, recipe in recipes])
+        rows = measured(bench, points, params["every"], partial(by_design, bench))["points"]
+    finally:
+        bench.ids = held
+    for (candidate, _, _), row in zip(recipes, rows, strict=True):
+        row.pop("recipe", None)  # allocations of a hundred sites, made anew by the same costs
+        row["candidate"] = candidate
+    return rows
+
+
+def by_design(bench: Bench, point: Point) -> dict[str, float]:
+    """Share of all weights that a point is to skip; top-k meets it, so that no text has to be counted for every candidate."""
+    return {"skipped": point.change.recipe.skipped(find_sites(bench.model), weights_per_token(bench.model))}
+
+
+def measured_costs(
+    bench: Bench, candidates: Sequence[Candidate], costs: Mapping[str, Any], every: int, calibration: Mapping[str, Any]
+) -> tuple[Plan, dict[str, Curves]]:
+    """The statistics that all candidates share, and the costs of dropping for each way to treat the head.
+
+    The candidates have the same parts at the blocks, and nothing that is fitted depends on densities or allocations: one fit
+    does for all, and one pass for the blocks' costs.
+    """
+    options = parts_of(candidates[0])
+    heads = list(dict.fromkeys(c["head"] for c in candidates))
+    fitted = fit(combined(0.5, **{**options, "head": "dense" if heads == ["dense"] else "inputs"}), bench.fitted, bench.tokenizer,
+                 **calibration)
+    found: dict[str, Curves] = {}
+    for head in dict.fromkeys(c["head"] for c in candidates if c["allocation"] == "spread"):
+        plan = carried(fitted, combined(0.5, **{**options, "head": head}))
+        known = next(iter(found.values()), None)
+        found[head] = curves(plan, bench.fitted, bench.tokenizer, every=every, known=known, **costs)
+    return fitted, found
+
+
+def carried(fitted: Plan, recipe: Recipe) -> Plan:
+    """The same statistics under a recipe with the same parts, some sites or repairs without statistics left out or added."""
+    sites = {rule.site for rule in recipe.rules}
+    tensors, widths = ({name: value for name, value in found.items() if name.split(".")[1] in sites}
+                       for found in (fitted.tensors, fitted.widths))
+    return Plan(recipe, tensors, widths, fitted.calibration)
+
+
+def made(fitted: Plan, found: Sequence[tuple[float, Recipe | str]]) -> list[Point]:
+    """Points of recipes that share one fit."""
+    return points_of(found, (carried(fitted, recipe) for _, recipe in found if isinstance(recipe, Recipe)))
+
+
+def held_out(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
+    """One candidate on evaluation text."""
+    bench = bench_for(loaded, params["model"], params["text"])
+    points = candidate_points(bench, params["candidate"], params["shares"], params["costs"], params["head_every"],
+                              params["calibration"])
+    return measured(bench, points, params["every"])
+
+
+def chosen(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The candidate with the lowest mean log KL over models and shares, of those that reach every share on every model."""
+    scores: dict[str, list[float]] = {}
+    known: dict[str, dict[str, Any]] = {}
+    for rows in found.values():
+        for row in rows:
+            key = str(sorted(row["candidate"].items()))
+            known[key] = dict(row["candidate"])
+            kl = Quality.from_json(row["quality"]).divergence().value if "quality" in row else math.inf
+            scores.setdefault(key, []).append(math.log(max(kl, 1e-12)))
+    best = min(scores, key=lambda key: (sum(scores[key]), key))
+    if math.isinf(sum(scores[best])):
+        raise SparsityError("No candidate reaches every share on every model. Fix: search lower shares.")
+    return known[best]
+
+
+def current() -> dict[str, Any]:
+    """The candidate that the kept search chose.
+
+    Raises
+    ------
+    SparsityError
+        If no search was kept.
+    """
+    return dict(results.load("compare_search").data["chosen"])
+
+
+def candidate_points(
+    bench: Bench, candidate: Candidate, shares: Sequence[float], costs: Mapping[str, Any], every: int,
+    calibration: Mapping[str, Any],
+) -> list[Point]:
+    """A candidate at every share, its costs measured anew."""
+    fitted, known = measured_costs(bench, [candidate], costs, every, calibration)
+    return made(fitted, wanted(bench, candidate, shares, known.get(candidate["head"])))
+
+
+def ablations(best: Candidate) -> dict[str, dict[str, Any]]:
+    """The chosen candidate without one of its parts each."""
+    found = {
+        "without rotation": {**best, "rotate": False}, "without refined words": {**best, "head": "inputs"},
+        "without the head": {**best, "head": "dense"}, "without the shared budget": {**best, "allocation": "uniform"},
+        "by plain size": {**best, "score": "magnitude"}, "without low rank": {**best, "repair": "none"},
+    }
+    return {label: each for label, each in found.items() if {"repair": "none", **each} != {"repair": "none", **best}}

@@ -1,0 +1,165 @@
+"""The search and the measured speed: rows, the one picture's points, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval, resample
+from sparsity_lib.evaluate.quality import Quality
+from sparsity_lib.experiments.claws_report import cell, label, short
+from sparsity_lib.experiments.compare_report import SINGLE, at_share, best_single, curve
+from sparsity_lib.report import Number
+from sparsity_lib.verdicts import Verdict, effect, kept
+
+Data = Mapping[str, Any]
+NAMES = {"rotate": ("plain inputs", "rotated inputs"), "head": {"dense": "dense head", "inputs": "head's inputs",
+         "refined": "head read twice"}, "allocation": {"uniform": "one density", "spread": "shared budget"},
+         "score": {"magnitude": "size", "column_norm": "size times column norm", "saliency": "size times gradient"}}
+#: How much smaller than the best single method's KL the search has to be.
+ASKED = 0.75
+
+
+def named(candidate: Data) -> str:
+    """A candidate in words."""
+    words = [NAMES["rotate"][bool(candidate["rotate"])], NAMES["score"][candidate["score"]]]
+    words += ["low rank"] if candidate.get("repair", "none") != "none" else []
+    return ", ".join([*words, NAMES["head"][candidate["head"]], NAMES["allocation"][candidate["allocation"]]])
+
+
+def search_rows(data: Data, shares: Sequence[float]) -> list[list[Any]]:
+    """Candidate, and its KL on calibration text by model and share; from best to worst by the mean log, then those that fail."""
+    by_name: dict[str, list[float | None]] = {}
+    for model in data["models"].values():
+        for row in model["search"]:
+            kl = Quality.from_json(row["quality"]).divergence().value if "quality" in row else None
+            by_name.setdefault(named(row["candidate"]), []).append(kl)
+
+    def order(item: tuple[str, list[float | None]]) -> tuple[int, float]:
+        there = [kl for kl in item[1] if kl is not None]
+        return len(item[1]) - len(there), float(np.mean(np.log(np.maximum(there, 1e-12)))) if there else 0.0
+
+    ordered = sorted(by_name.items(), key=order)
+    return [[name, *(None if kl is None else Number(kl, ".3f") for kl in found)] for name, found in ordered]
+
+
+def held_out(data: Data, model: str, part: str, share: float) -> Quality | None:
+    """The chosen candidate ("chosen") or an ablation on evaluation text."""
+    rows = data["models"][model]["held out"][part]["points"]
+    found = next((row for row in rows if abs(row["share"] - share) < 1e-9 and "quality" in row), None)
+    return None if found is None else Quality.from_json(found["quality"])
+
+
+def over_best(
+    search: Data, quality: Data, model: str, share: float, methods: Sequence[str] = SINGLE
+) -> tuple[str, Interval] | None:
+    """The best single method at a share, and the chosen candidate's KL over its, paired over sequences."""
+    best, own = best_single(quality, model, share, methods), held_out(search, model, "chosen", share)
+    if best is None or own is None:
+        return None
+    return best, ratio_interval(own.kl, curve(quality, model, best).at(share))
+
+
+def held_out_rows(search: Data, quality: Data, shares: Sequence[float]) -> list[list[Any]]:
+    """Model, share (%); KL of the chosen candidate, the best single method, its KL, and their ratio."""
+    rows = []
+    for model in search["models"]:
+        for share in shares:
+            own, found = held_out(search, model, "chosen", share), over_best(search, quality, model, share)
+            if own is None:
+                continue
+            best = [None, None, None] if found is None else [
+                label(found[0]), cell(curve(quality, model, found[0]).kl_at(share), ".3f"), cell(found[1], ".2f")]
+            rows.append([short(model), Number(100 * share, ".0f"), cell(own.divergence(), ".3f"), *best])
+    return rows
+
+
+def ablation_rows(search: Data, shares: Sequence[float]) -> list[list[Any]]:
+    """Model, part left out; KL at each share, and over the whole recipe's (paired)."""
+    rows = []
+    for model, found in search["models"].items():
+        for part in found["held out"]:
+            row: list[Any] = [short(model), part]
+            for share in shares:
+                own, base = held_out(search, model, part, share), held_out(search, model, "chosen", share)
+                row += [None, None] if own is None or base is None else [
+                    cell(own.divergence(), ".3f"), cell(ratio_interval(own.kl, base.kl), ".2f")]
+            rows.append(row)
+    return rows
+
+
+def speed_rows(speed: Data) -> list[list[Any]]:
+    """Model, method and share; weights skipped (%), tokens a second, times dense, what the bytes predict; or the reason."""
+    rows = []
+    for model, found in speed.items():
+        for row in found:
+            start = [short(model), at_share(row)]
+            if "ratio" not in row:
+                rows.append([*start, None, None, None, None, row["reason"]])
+                continue
+            predicted = row["bytes"]["dense"] / row["bytes"]["sparse"]
+            rows.append([*start, Number(100 * row["skipped"], ".0f"), Number(1 / row["sparse"], ".0f", rtol=0.3),
+                         cell(median_of(row["ratios"]), ".2f", rtol=0.2), Number(predicted, ".2f"), None])
+    return rows
+
+
+def median_of(values: Sequence[float]) -> Interval:
+    """A median with its interval over rounds."""
+    drawn = np.median(np.asarray(values)[resample(len(values))], axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(float(np.median(values)), float(low), float(high))
+
+
+def picture(speed: Data, quality: Data, search: Data) -> dict[str, dict[str, list[tuple[float, Interval]]]]:
+    """model -> method -> [(times the dense decoder's speed, KL)]: quality against measured decode speed.
+
+    Both of tokens that are made sparse. A method that leaves a share of each sequence dense was compared at the share that it
+    skips over all tokens, of whose KL the dense ones have none.
+    """
+    found: dict[str, dict[str, list[tuple[float, Interval]]]] = {}
+    for model, rows in speed.items():
+        for row in rows:
+            if "ratio" not in row:
+                continue
+            if row["method"] == "spread":
+                own = held_out(search, model, "chosen", row["share"])
+                kl = None if own is None else own.divergence()
+            else:
+                known, part = curve(quality, model, row["method"]), row["token_share"]
+                kl = None if known is None else known.kl_at(row["skipped"] * part)
+                kl = None if kl is None else Interval(*(each / part for each in (kl.value, kl.low, kl.high)))
+            if kl is not None:
+                found.setdefault(model, {}).setdefault(row["method"], []).append((row["ratio"], kl))
+    return {model: {method: sorted(points, key=lambda p: p[0]) for method, points in methods.items()}
+            for model, methods in found.items()}
+
+
+def verdict_search(search: Data, quality: Data, model: str, share: float, methods: Sequence[str] = SINGLE) -> Verdict | None:
+    """Whether the search's KL is a quarter below the best single method's; None where no single method reaches the share."""
+    found = over_best(search, quality, model, share, methods)
+    if found is None:
+        return None
+    best, ratio = found
+    return effect(
+        f"search, {100 * share:.0f}%, {short(model)}", "one recipe beats the best single training-free method by a quarter in KL",
+        f"KL of the search's recipe over that of {label(best)} at {100 * share:.0f}% of all weights skipped, held-out text",
+        number=ratio.value, low=ratio.low, high=ratio.high, published=ASKED, null=1.0)
+
+
+def verdict_speed(search: Data, quality: Data, speed: Data, model: str, share: float, margin: float = 0.03) -> Verdict | None:
+    """Whether the search's recipe decodes no slower than the best single method, both in times dense; None where unmeasured."""
+    found = over_best(search, quality, model, share)
+    rows = {row["method"]: row for row in speed[model] if abs(row["share"] - share) < 1e-9 and "ratio" in row}
+    if found is None or "spread" not in rows or found[0] not in rows:
+        return None
+    own, other = (np.asarray(rows[m]["ratios"]) for m in ("spread", found[0]))
+    drawn = (np.median(r[resample(len(r), seed=i)], axis=1) for i, r in enumerate((own, other)))
+    apart = np.subtract(*drawn)
+    low, high = np.quantile(apart, [0.025, 0.975])
+    number = float(np.median(own) - np.median(other))
+    return kept(
+        f"search's speed, {100 * share:.0f}%, {short(model)}", "at no higher measured decode time",
+        f"times dense of the search's recipe minus that of {label(found[0])}; {margin:g} is allowed",
+        number=number, low=min(float(low), number), high=max(float(high), number), margin=margin)

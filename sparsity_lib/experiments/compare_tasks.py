@@ -1,0 +1,65 @@
+"""Nine benchmarks at equal shares of all weights skipped, for the main methods and for what the search chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from sparsity_lib.evaluate.benchmarks import run_benchmarks
+from sparsity_lib.experiments import common
+from sparsity_lib.experiments.compare_common import DTYPE, Bench, Point, bench_for
+from sparsity_lib.experiments.compare_search import COSTS, HEAD_EVERY, candidate_points, current
+from sparsity_lib.experiments.scap_grid import TEXT
+
+#: The seven of SCAP's tables, OpenBookQA and MMLU; documents a task, and a subject of MMLU.
+TASKS = {"scap7": 60, "openbookqa": 60, "mmlu": 1}
+METHODS = ("cats", "claws", "teal", "larosa", "wina", "nm", "wanda", "larosa_head", "spread")
+#: By model: what a method without the head can reach, and what only those with it do.
+SHARES = {"smollm2-135m-instruct": (0.2, 0.4), "gemma3-270m": (0.15, 0.4)}
+
+
+def run(checkpoint) -> tuple[Any, dict, list[int]]:
+    """One item a model, method and share; first the dense model's. The search has to be kept before."""
+    data: dict[str, Any] = {}
+    candidate = current()
+    for name in common.MODELS:
+        loaded: dict[str, Bench] = {}
+        for method, share in [("dense", 0.0), *((m, s) for m in METHODS for s in SHARES[name])]:
+            searched = {"costs": COSTS, "head_every": HEAD_EVERY[name], "candidate": candidate} if method == "spread" else {}
+            params = {"model": name, "method": method, "share": share, "tasks": TASKS, "dtype": DTYPE,
+                      "calibration": common.CALIBRATION, **searched}
+            found = checkpoint.item(params, partial(_score, loaded, params))
+            data.setdefault(name, []).append({"method": method, "share": share, **found})
+            print(f"{name} {method} {share} {found.get('reason', 'done')}", flush=True)
+    return data, {"tasks": TASKS, "methods": METHODS, "shares": SHARES, "dtype": DTYPE, "costs": COSTS,
+                  "candidate": candidate, "calibration": common.CALIBRATION}, [0]
+
+
+def point_of(bench: Bench, params: Mapping[str, Any], share: float, shares: Sequence[float]) -> Point:
+    """An item's method, or the search's candidate, at a share; fitted once for all `shares`, whose items follow each other."""
+    method, candidate = params["method"], params.get("candidate")
+
+    def points() -> list[Point]:
+        if candidate is None:
+            return bench.points(method, shares, calibration=params["calibration"])
+        return candidate_points(bench, candidate, shares, params["costs"], params["head_every"], params["calibration"])
+
+    return bench.once([method, candidate, shares, params["calibration"]], points)[list(shares).index(share)]
+
+
+def _score(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
+    bench = bench_for(loaded, params["model"], TEXT)
+
+    def results() -> dict[str, Any]:
+        return {task: run_benchmarks(bench.model, bench.tokenizer, task, limit=limit).to_dict()
+                for task, limit in params["tasks"].items()}
+
+    if params["method"] == "dense":
+        return {"results": results()}
+    point = point_of(bench, params, params["share"], SHARES[params["model"]])
+    if point.change is None:
+        return point.about
+    shares = bench.shares(point)
+    with bench.within(point):
+        return {"results": results(), "skipped": shares["skipped"]}

@@ -1,0 +1,79 @@
+"""What this book's search found: LaRoSA's rotation, a head that is read twice, and one budget for all sites of all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from sparsity_lib.checks import fraction
+from sparsity_lib.errors import refuse, unknown
+from sparsity_lib.methods.head import head_rule
+from sparsity_lib.parts.base import Repair, Score
+from sparsity_lib.parts.repairs import LowRank
+from sparsity_lib.parts.saliency import Saliency
+from sparsity_lib.parts.scores import ColumnNorm, Magnitude
+from sparsity_lib.parts.select import TopK
+from sparsity_lib.parts.transforms import Identity, Rotate
+from sparsity_lib.recipe import Recipe, Rule
+from sparsity_lib.sites import DOWN_IN, O_IN, QKV_IN, UP_IN
+
+SCORES: dict[str, Score] = {"magnitude": Magnitude(), "column_norm": ColumnNorm(), "saliency": Saliency()}
+REPAIRS: dict[str, tuple[Repair, ...]] = {"none": (), "low_rank": (LowRank(),)}
+#: What happens at the head: nothing, its inputs are dropped like the blocks', or the likely words are then read in full.
+HEADS = ("dense", "inputs", "refined")
+#: Share of the vocabulary that is read in full.
+REFINE = 0.02
+
+
+def combined(
+    density: float = 0.5, *, rotate: bool = True, score: str = "magnitude", repair: str = "none", head: str = "refined",
+    refine: float = REFINE,
+) -> Recipe:
+    """One density for all sites; `rotate` and `score` for the inputs of q, k, v and of gate, up, `score` for the others too.
+
+    Raises
+    ------
+    SparsityError
+        If a name is unknown or a number out of range, or column norms, which are W's own, were to rank rotated inputs.
+    """
+    fraction("density", density)
+    fraction("refine", refine)
+    for name, value, table in (("score", score, SCORES), ("repair", repair, REPAIRS), ("head", head, HEADS)):
+        if not isinstance(value, str) or value not in table:
+            raise unknown(name, value, table)
+    if rotate and score == "column_norm":
+        raise refuse("score of rotated inputs", score, "one that knows the rotation", "score='saliency', or rotate=False")
+    basis = Rotate() if rotate else Identity()
+    rules = [Rule(site, TopK(density), SCORES[score], basis if site in (QKV_IN, UP_IN) else Identity(), REPAIRS[repair])
+             for site in (QKV_IN, O_IN, UP_IN, DOWN_IN)]
+    if head != "dense":
+        rules.append(head_rule(density, transform=basis, score=SCORES[score], refine=refine if head == "refined" else 0.0))
+    words = ["rotated" if rotate else "plain", score, *([] if repair == "none" else [repair]), f"head {head}"]
+    return Recipe("combined " + ", ".join(words), tuple(rules))
+
+
+def spread(model: nn.Module, tokenizer=None, *, shares: Sequence[float], costs: dict | None = None, **options) -> list[Recipe]:
+    """Recipes that leave each of `shares` of all weights unread, the budget shared by what every site costs.
+
+    Counted as `account` does: of all weights, the head's included, and with what the repairs read; rotations come on top.
+
+        recipes = spread(model, tokenizer, shares=[0.4, 0.5, 0.6])
+        plans = fit_many(recipes, model, tokenizer)
+
+    `options` are those of `combined`; `costs` those of `sensitivity.curves` (its text). The statistics that the costs need
+    are fitted first, on `fit`'s default text or `costs`' own ids.
+
+    Raises
+    ------
+    SparsityError
+        If a share is out of reach.
+    """
+    from sparsity_lib.fit import fit
+    from sparsity_lib.sensitivity import curves
+
+    costs = dict(costs or {})
+    text = {key: costs[key] for key in ("ids", "source", "seed") if key in costs}
+    plan = fit(combined(0.5, **options), model, tokenizer, **text)
+    found = curves(plan, model, tokenizer, **costs)
+    return [found.allocate(share) for share in shares]

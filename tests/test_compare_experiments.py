@@ -1,0 +1,243 @@
+"""The comparison's experiments at tiny size, and what they count."""
+
+import pytest
+import torch
+from core_tiny import HIDDEN, LAYERS, VOCABULARY, WIDTH, tiny, tokens
+
+from sparsity_lib import Plan, Recipe, Rule, SparsityError, account, find_sites, fit, installed, recipes, weights_per_token
+from sparsity_lib.experiments import (
+    common,
+    compare_common,
+    compare_protocol,
+    compare_quality,
+    compare_search,
+    compare_speed,
+    compare_tasks,
+)
+from sparsity_lib.experiments.compare_common import EVERY_METHOD, Bench, density_at, maker
+from sparsity_lib.ops import library
+from sparsity_lib.overheads import Overheads, overheads
+from sparsity_lib.parts.repairs import LowRank
+from sparsity_lib.parts.select import TopK
+from sparsity_lib.parts.transforms import Rotate
+from sparsity_lib.style import LOOKS
+
+IDS = tokens(3, 16)
+
+
+class Checkpoint:
+    """Runs every item, each known by other parameters."""
+
+    def __init__(self):
+        self.seen = []
+
+    def item(self, params, compute):
+        assert params not in self.seen
+        self.seen.append(params)
+        return compute()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny("llama", tie_word_embeddings=True)
+
+
+@pytest.fixture
+def bench(model, monkeypatch):
+    """A bench on a tiny model and made-up text."""
+    monkeypatch.setattr(common, "CALIBRATION", {"tokens": 48, "length": 16, "seed": 0})
+    monkeypatch.setattr(compare_common, "SEARCH", {"tokens": 32, "length": 16})
+
+    def texts(tokenizer, split="", tokens=48, length=16, **options):
+        draw = torch.Generator().manual_seed(len(split))
+        return torch.randint(3, VOCABULARY, (max(1, tokens // length), length), generator=draw)
+
+    monkeypatch.setattr("sparsity_lib.assets.texts.token_sequences", texts)
+    made = Bench.__new__(Bench)
+    made.name, made.fitted, made.model, made.tokenizer, made.ids = "tiny", model, model, object(), IDS
+    made._last = ("", None)
+    return made
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_every_method_has_a_look_and_reaches_the_share_it_is_asked_for(bench, method):
+    assert method in LOOKS
+    found = bench.points(method, (0.1, 0.2, 0.995))
+    rows = compare_quality.measured(bench, found, 1)["points"]
+    assert "quality" not in rows[2] and rows[2]["reason"]
+    for row in rows[:2]:
+        off = 0.06 if method in ("nm", "gaussian", "gaussian_inputs") else 0.04  # few widths, few numbers for a quantile
+        assert abs(row["shares"]["skipped"] - row["share"]) < off, (method, row["share"], row["shares"]["skipped"])
+        assert len(row["quality"]["kl"]) == len(IDS) and Overheads.from_json(row["shares"]["extra"]).memory >= 0
+
+
+def test_the_experiment_has_an_item_a_model_and_method(bench, monkeypatch):
+    monkeypatch.setattr(compare_quality, "bench_for", lambda loaded, name, text: bench)
+    monkeypatch.setattr(compare_quality, "EVERY_METHOD", ("cats", "wanda"))
+    monkeypatch.setattr(compare_quality, "SHARES", (0.1,))
+    monkeypatch.setattr(compare_quality, "EVERY", dict.fromkeys(common.MODELS, 2))
+    checkpoint = Checkpoint()
+    data, params, seeds = compare_quality.run(checkpoint)
+    assert set(data) == set(common.MODELS) and len(checkpoint.seen) == 4 and params["shares"] == (0.1,)
+    assert set(data[common.MODELS[0]]["methods"]) == {"cats", "wanda"}
+
+
+def test_methods_are_made_by_name_and_others_refused(model):
+    assert maker("wina_head")(0.5).rules[-1].site == "head_in"
+    with pytest.raises(SparsityError, match="teel"):
+        maker("teel")
+    with pytest.raises(SparsityError, match="cannot be skipped"):
+        density_at("gaussian", 0.9, model, IDS)
+
+
+def test_griffins_share_counts_its_dense_half(bench):
+    (point,) = bench.points("griffin", (0.1,))
+    with installed(bench.model, point.change):
+        assert account(bench.model, ids=IDS).skipped == pytest.approx(0.1, abs=0.01)
+
+
+def test_overheads_are_counted_by_hand(model):
+    nothing = overheads(None, model)
+    assert (nothing.tensor_bytes, nothing.copy_bytes, nothing.choosing, nothing.products) == (0, 0, 0, 0)
+    assert nothing.memory == nothing.operations == 0 and nothing.dense_operations == 2 * weights_per_token(model)
+    cats = overheads(recipes.cats(0.5), model)  # a size and a comparison a neuron, one number a layer
+    assert cats.choosing == LAYERS * 2 * WIDTH and cats.tensor_bytes == LAYERS * 4 and cats.copy_bytes == 0
+    rotated = overheads(Recipe("r", (Rule("up_in", TopK(0.5), transform=Rotate()),)), model)
+    assert rotated.products == 2 * LAYERS * HIDDEN**2 and rotated.tensor_bytes == 4 * LAYERS * HIDDEN**2
+    assert rotated.choosing == LAYERS * (HIDDEN + 31 * HIDDEN)
+    low = overheads(Recipe("l", (Rule("down_in", TopK(0.5), repair=(LowRank(0.25),)),)), model)
+    numbers = LAYERS * round(0.25 * HIDDEN) * (HIDDEN + WIDTH)
+    assert low.tensor_bytes == 4 * numbers and low.products == 2 * numbers
+    refined = recipes.with_head(recipes.cats(0.5), 0.5, refine=0.1)
+    head = overheads(refined, model)
+    assert head.copy_bytes == 4 * HIDDEN * VOCABULARY and head.products == 2 * round(0.1 * VOCABULARY) * HIDDEN
+    assert head.choosing == cats.choosing + HIDDEN + 31 * HIDDEN + 31 * VOCABULARY
+    own = tiny("llama")  # not tied: its rows are read where words are refined, and nowhere else
+    assert overheads(recipes.with_head(recipes.cats(0.5), 0.5), own).copy_bytes == 0
+    assert overheads(refined, own).copy_bytes == 4 * HIDDEN * VOCABULARY
+    griffin = overheads(recipes.griffin(0.5), model)  # chosen once a prompt
+    assert griffin.choosing == griffin.products == griffin.tensor_bytes == 0
+    assert Overheads.from_json(cats.to_json()) == cats
+
+
+def test_what_a_part_needs_no_text_for_is_fitted_once_for_all_densities(model):
+    from sparsity_lib import fit_many
+
+    plans = fit_many([recipes.rsparse(d, rank_share=0.2) for d in (0.4, 0.6)], model, ids=IDS)
+    name = "0.up_in.left_0"
+    assert plans[0].tensors[name].data_ptr() == plans[1].tensors[name].data_ptr()
+    assert isinstance(plans[0], Plan) and find_sites(model).head.role == "head" and fit(recipes.cats(0.5), model, ids=IDS)
+
+
+@pytest.fixture
+def small_search(bench, monkeypatch):
+    """The search with three choices of parts at the blocks, on little text."""
+    text = {"tokens": 32, "length": 16, "seed": 1}
+    for name, value in {"FITTED": text, "COSTS": text, "JUDGED": text, "SHARES": (0.3,), "TEXT": {"sequences": 3, "length": 16},
+                        "BLOCKS": (compare_search.BLOCKS[0], compare_search.BLOCKS[3], compare_search.BLOCKS[5])}.items():
+        monkeypatch.setattr(compare_search, name, value)
+    monkeypatch.setattr(compare_search, "bench_for", lambda loaded, name, text: bench)
+
+
+def test_the_search_looks_at_calibration_text_only(bench, small_search, monkeypatch):
+    from sparsity_lib.assets import texts
+
+    own, roles = texts.token_sequences, []
+    monkeypatch.setattr(texts, "token_sequences", lambda tokenizer, role, **o: roles.append(role) or own(tokenizer, role, **o))
+    bench.ids = None  # the evaluation text
+    rows = compare_search.searched(Checkpoint(), common.MODELS[0])
+    assert rows and set(roles) == {"calibration"} and bench.ids is None
+
+
+def test_the_search_judges_every_candidate_and_tries_the_best_without_its_parts(bench, small_search):
+    data, params, _ = compare_search.run(Checkpoint())
+    rows = data["models"][common.MODELS[0]]["search"]
+    assert len(rows) == 6 + 6 + 3 and all(abs(r["shares"]["skipped"] - 0.3) < 0.05 for r in rows if "quality" in r)
+    own = data["models"][common.MODELS[1]]["held out"]
+    assert "chosen" in own and len(own) >= 3 and torch.equal(bench.ids, IDS)
+    assert all(each["candidate"] != data["chosen"] for label, each in own.items() if label != "chosen")
+
+
+def test_the_chosen_candidate_has_the_least_mean_log_divergence():
+    def row(kl, **candidate):
+        return {"candidate": candidate, "quality": {"nll": [1.0], "kl": [kl], "agree": [1.0], "tokens": [1]}}
+
+    found = {"a": [row(0.1, head="x"), row(0.2, head="y"), {"candidate": {"head": "z"}, "reason": "no"}],
+             "b": [row(0.9, head="x"), row(0.2, head="y"), row(0.01, head="z")]}
+    assert compare_search.chosen(found) == {"head": "y"}
+    with pytest.raises(SparsityError, match="No candidate"):
+        compare_search.chosen({"a": [{"candidate": {"head": "z"}, "reason": "no"}]})
+    assert set(compare_search.ablations({"rotate": True, "score": "magnitude", "head": "refined", "allocation": "spread"})) == {
+        "without rotation", "without refined words", "without the head", "without the shared budget"}
+
+
+def test_protocol_changes_one_thing_at_a_time(bench, monkeypatch):
+    monkeypatch.setattr(compare_protocol, "bench_for", lambda loaded, name, text: bench)
+    found = {}
+    for method in ("teal", "griffin"):
+        changes = [{"token_share": share} for share in (1.0, 0.5, 0.25) if method == "teal" or share < 1]
+        params = {"model": "tiny", "method": method, "share": 0.1, "effect": "tokens", "changes": changes, "text": {}, "every": 1}
+        found[method] = compare_protocol.measure({}, params)
+    whole, half, quarter = found["teal"]
+    assert half["shares"]["skipped"] == pytest.approx(whole["shares"]["skipped"] / 2, rel=0.2)
+    assert sum(whole["quality"]["kl"]) > sum(half["quality"]["kl"]) > sum(quarter["quality"]["kl"]) > 0
+    assert half["recipe"]["token_share"] == 0.5 and len(found["griffin"]) == 2
+    assert [len(each) for each in compare_protocol.settings().values()][0] == 4
+
+
+def test_the_usual_protocol_begins_every_effect_and_is_measured_once(monkeypatch):
+    monkeypatch.setattr(compare_protocol, "measure", lambda loaded, params: [
+        {"change": change, "measured": (params["effect"], str(change))} for change in params["changes"]])
+    checkpoint = Checkpoint()
+    data, _, _ = compare_protocol.run(checkpoint)
+    changes = [str(sorted(change.items())) for params in checkpoint.seen for change in params["changes"]
+               if params["model"] == common.MODELS[0] and params["method"] == "teal"]
+    assert len(changes) == len(set(changes))
+    own = data[common.MODELS[0]]["teal"]
+    for effect, wanted in compare_protocol.settings().items():
+        assert [row["change"] for row in own[effect]] == wanted and compare_protocol.usual(wanted[0])
+        assert sum(compare_protocol.usual(change) for change in wanted) == 1
+        assert own[effect][0]["measured"] == ("tokens", "{'token_share': 1.0}")
+    assert [row["change"]["token_share"] for row in data[common.MODELS[0]]["griffin"]["tokens"]] == [0.5, 0.1]
+
+
+@pytest.mark.skipif(library.path() is None, reason="no compiled library")
+def test_speed_is_measured_where_the_decoder_can_and_refused_by_name_elsewhere(bench, monkeypatch):
+    read = type("Read", (), {"bytes": 1, "__call__": lambda self, turn: None})
+    monkeypatch.setattr(compare_speed, "ReadBandwidth", read)
+    for method in ("cats", "teal_head", "larosa_head", "griffin"):
+        found = compare_speed.measure(bench, bench.points(method, (0.1,))[0], prompt=8)
+        assert len(found["ratios"]) == 16 - 8 - compare_speed.WARMUP
+        less = found["bytes"]["sparse"] < found["bytes"]["dense"]
+        assert less or method == "larosa_head"  # rotations as wide as these layers read more than they save
+        assert found["skipped"] == pytest.approx(0.2 if method == "griffin" else 0.1, abs=0.04)  # of a token that is decoded
+    for method in ("gaussian", "rsparse", "wanda"):
+        assert "reason" in compare_speed.measure(bench, bench.points(method, (0.1,))[0], prompt=8)
+    assert "cannot be skipped" in compare_speed.measure(bench, bench.points("cats", (0.9,))[0], prompt=8)["reason"]
+    assert [compare_speed.asked(m, 0.2) for m in ("griffin", "cats", "larosa_head", "wanda", "spread")] == [0.1, *[0.2] * 4]
+
+
+BEST = {"rotate": True, "score": "magnitude", "head": "refined", "allocation": "spread"}
+
+
+def test_tasks_are_scored_for_the_dense_model_and_every_method(bench, monkeypatch):
+    monkeypatch.setattr(compare_tasks, "bench_for", lambda loaded, name, text: bench)
+    monkeypatch.setattr(compare_tasks, "run_benchmarks", lambda *a, **k: type("R", (), {"to_dict": lambda self: {"n": 1}})())
+    monkeypatch.setattr(compare_tasks, "METHODS", ("cats", "spread"))
+    monkeypatch.setattr(compare_tasks, "COSTS", {"tokens": 32, "length": 16, "seed": 1})
+    monkeypatch.setattr(compare_tasks, "current", lambda: dict(BEST))
+    fits = []
+    monkeypatch.setattr(compare_search, "fit", lambda *a, **k: fits.append(1) or fit(*a, **k))
+    checkpoint = Checkpoint()
+    data, params, _ = compare_tasks.run(checkpoint)
+    rows = data[common.MODELS[0]]
+    assert [r["method"] for r in rows] == ["dense", "cats", "cats", "spread", "spread"] and params["candidate"] == BEST
+    assert "reason" in rows[2] and rows[3]["skipped"] == pytest.approx(0.2, abs=0.04)
+    assert len(fits) == len(common.MODELS) and checkpoint.seen[-1]["candidate"] == BEST  # both shares from one fit
+
+
+def test_tasks_and_speed_wait_for_the_search(monkeypatch):
+    monkeypatch.setattr(compare_search.results, "load", lambda name: (_ for _ in ()).throw(SparsityError(f"no result {name}")))
+    for experiment in (compare_tasks, compare_speed):
+        with pytest.raises(SparsityError, match="no result compare_search"):
+            experiment.run(Checkpoint())
