@@ -21,7 +21,7 @@ FRESH := $(CURDIR)/_build/records
 BUILD := -W -n --keep-going --all
 unexport PYTHONPATH
 
-.PHONY: help env assets book book-smoke test lint unit native nbval bench run params refresh results lock clean
+.PHONY: help env assets book book-smoke test lint unit native nbval bench run sweep params refresh results lock clean
 
 help:  ## list the commands
 	@echo "make COMMAND"
@@ -76,6 +76,9 @@ bench: env  ## measure speed on this machine (idle, please) into results/bench/
 
 run: env  ## run one chapter with other parameters: make run NB=claws P="density=0.3"
 	@$(PY) -m sparsity_lib.notebooks run --from-env P "$$NB"
+
+sweep: env  ## the same at every combination: make sweep NB=claws P="density=0.3,0.5 model=a,b"
+	@$(PY) -m sparsity_lib.notebooks sweep --from-env P "$$NB"
 
 params: env  ## list what each chapter lets you change
 	@$(PY) -m sparsity_lib.notebooks show --from-env NB

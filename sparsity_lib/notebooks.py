@@ -1,6 +1,7 @@
 """Run a chapter with other parameters, refresh the committed outputs, keep the book's cache honest.
 
     python -m sparsity_lib.notebooks run claws model=gemma3-270m density=0.3
+    python -m sparsity_lib.notebooks sweep claws model=smollm2-135m-instruct,gemma3-270m density=0.3,0.5
     python -m sparsity_lib.notebooks refresh claws
 """
 
@@ -68,7 +69,8 @@ def run(name: str, pairs: list[str]) -> Path:
     final, partial = runs / f"{name}-{digest}.ipynb", runs / f"{name}-{digest}.partial.ipynb"
     runs.mkdir(exist_ok=True)
     with _only_one(runs / f"{name}-{digest}.lock", final.name):
-        _papermill(find(name), partial, given, records=runs / "records" / f"{name}-{digest}")
+        papermill_into(partial, find(name), given, records=runs / "records" / f"{name}-{digest}",
+                       left=f"The cells up to there are in runs/{partial.name}.")
         os.replace(partial, final)
     return final
 
@@ -84,21 +86,24 @@ def _only_one(lock: Path, what: str) -> Iterator[None]:
         raise SparsityError(f"{what} is being made by another process. Fix: wait for it.") from None
 
 
-def _papermill(source: Path, target: Path, given: dict[str, Any], records: Path) -> None:
+def papermill_into(target: Path, source: Path, given: dict[str, Any], records: Path, left: str = "", progress: bool | None = None,
+                   ) -> None:
+    """Execute a notebook with these parameters into `target`, in the chapters' folder, its numbers into `records`.
+
+    Raises SparsityError with the failing cell's error, and `left`, which says what remains.
+    """
     import papermill
 
-    bar = shown()  # the terminal's; inside the notebook bars are off, its outputs are kept
+    bar = shown() if progress is None else progress  # the terminal's; inside the notebook bars are off, its outputs are kept
     with _environment({PROGRESS: "0", RECORDS: str(records)}):
         try:
             papermill.execute_notebook(
                 str(source), str(target), parameters=given, kernel_name="python3", language="python",
-                cwd=str(source.parent), progress_bar=bar, execution_timeout=CELL_TIMEOUT,
+                cwd=str(project.root() / "notebooks"), progress_bar=bar, execution_timeout=CELL_TIMEOUT,
             )
         except papermill.PapermillExecutionError as error:
-            raise SparsityError(
-                f"{source.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"
-                f"The cells up to there are in runs/{target.name}."
-            ) from None
+            said = f"{source.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}"
+            raise SparsityError(f"{said}\n{left}".rstrip()) from None
 
 
 @contextlib.contextmanager
@@ -214,10 +219,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sparsity_lib.notebooks", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    runner = commands.add_parser("run", help="run a chapter with other parameters into runs/")
-    runner.add_argument("name")
-    runner.add_argument("pairs", nargs="*", metavar="parameter=value")
-    runner.add_argument("--from-env", metavar="VARIABLE", help="read the pairs from an environment variable")
+    for command, words, pair in (("run", "run a chapter with other parameters into runs/", "parameter=value"),
+                                 ("sweep", "run it at every combination of values", "parameter=value,value")):
+        runner = commands.add_parser(command, help=words)
+        runner.add_argument("name")
+        runner.add_argument("pairs", nargs="*", metavar=pair)
+        runner.add_argument("--from-env", metavar="VARIABLE", help="read the pairs from an environment variable")
     for command, words in {"refresh": "execute and write committed outputs", "show": "list parameters"}.items():
         several = commands.add_parser(command, help=words)
         several.add_argument("names", nargs="*")
@@ -228,6 +235,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "run":
             print(run(options.name, [*options.pairs, *parameters.split_assignments(text)]))
+        elif options.command == "sweep":
+            from .notebook_sweep import sweep
+
+            sweep(options.name, [*options.pairs, *parameters.split_assignments(text)])
         elif options.command == "refresh":
             print("\n".join(str(path) for path in refresh([*options.names, *text.split()])))
         elif options.command == "show":

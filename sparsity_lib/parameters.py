@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import json
 import math
 import re
@@ -179,3 +180,32 @@ def read_assignments(pairs: list[str], known: dict[str, Parameter]) -> dict[str,
             raise SparsityError(f"parameter {name} is given twice.")
         values[name] = known[name].read(text)
     return values
+
+
+def split_values(text: str) -> list[str]:
+    """Cut '0.3,0.5' at its commas, but not inside of [...], nor inside of quotes that a value begins with."""
+    values, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"" and not values[-1].strip():
+            quote = letter
+        elif letter in "[]":
+            depth += 1 if letter == "[" else -1
+        elif letter == "," and depth <= 0:
+            values.append("")
+            continue
+        values[-1] += letter
+    return [value.strip() for value in values]
+
+
+def read_combinations(pairs: list[str], known: dict[str, Parameter]) -> list[dict[str, Any]]:
+    """Every combination of the values listed in `pairs` ('name=value,value'), the last name varying fastest, each once.
+
+    Raises SparsityError on the first bad value, before any is used.
+    """
+    split = [(name, equals, split_values(text)) for name, equals, text in (pair.partition("=") for pair in pairs)]
+    read_assignments([f"{name}{equals}{values[0]}" for name, equals, values in split], known)  # refuses what is no pair
+    choices = [[read_assignments([f"{name}={value}"], known) for value in values] for name, _, values in split]
+    merged = [{name: value for each in chosen for name, value in each.items()} for chosen in itertools.product(*choices)]
+    return [each for index, each in enumerate(merged) if each not in merged[:index]]

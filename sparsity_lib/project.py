@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from .errors import SparsityError
@@ -66,16 +67,46 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
+def write_folder(path: Path, files: Mapping[str, str]) -> None:
+    """Write a folder (relative name -> text) that is there whole or not at all; where it is already, it stays as it is.
+
+    Raises SparsityError where it cannot be written.
+    """
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        for name, text in files.items():
+            write_atomic(Path(temporary) / name, text)
+        os.chmod(temporary, 0o755)
+        os.rename(temporary, path)
+        temporary = None
+    except OSError as error:
+        if path.is_dir():
+            return  # another process was first
+        raise SparsityError(
+            f"cannot write {path}: {error.strerror or error}. Fix: free some space or choose a folder that can be written."
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def code_hash(folder: Path | None = None, also: Iterable[str] = ()) -> str:
     """SHA-256 over the names and contents of everything in `CODE` (and `also`, patterns): it changes whenever
     results may."""
     folder = folder or root()
-    digest = hashlib.sha256()
     files = {file for pattern in (*CODE, *also) for file in folder.glob(pattern)}
+    return tree_hash(folder, (file for file in files if file.suffix not in {".pyc", ".so", ".o"}))
+
+
+def tree_hash(folder: Path, files: Iterable[Path]) -> str:
+    """SHA-256 over the names and contents of some files below a folder; folders and hidden files are left out."""
+    digest = hashlib.sha256()
     for file in sorted(files):
         relative = file.relative_to(folder)
-        hidden = any(part == "__pycache__" or part.startswith(".") for part in relative.parts)
-        if hidden or file.suffix in {".pyc", ".so", ".o"} or not file.is_file():
+        if any(part == "__pycache__" or part.startswith(".") for part in relative.parts) or not file.is_file():
             continue
-        digest.update(f"{relative.as_posix()}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        with open(file, "rb") as content:
+            digest.update(f"{relative.as_posix()}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -16,17 +16,18 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import machine, project
+from . import machine, project, sweep
 from .errors import SparsityError, refuse, unknown
+from .sweep import canonical
 
 Experiment = Callable[["Checkpoint"], tuple[Any, dict[str, Any], list[int]]]
 
 
+#: Set to "1", items of a long run are used only where the code that computed them is the code of now.
+STRICT = "SPARSITY_STRICT"
 #: Folder inside results/ that holds trained networks, whose configurations are JSON too.
 MODELS = "models"
 
@@ -49,21 +50,6 @@ def _file(name: str) -> Path:
     return _folder() / f"{name}.json"
 
 
-def _json(value: Any, what: str) -> str:
-    """Canonical JSON; raises SparsityError for what JSON cannot hold, NaN and infinities among it."""
-    try:
-        return json.dumps(value, sort_keys=True, allow_nan=False, default=_plain)
-    except (TypeError, ValueError) as error:
-        fix = "keep to finite numbers, texts, lists and dicts"
-        raise SparsityError(f"{what} cannot be stored: {error}. Fix: {fix}.") from None
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is not plain data")
-
-
 def save(
     name: str, data: Any, *, params: Mapping[str, Any], seeds: Sequence[int], command: str, seconds: float,
     assets: Mapping[str, str] | None = None, extra: Mapping[str, Any] | None = None,
@@ -78,7 +64,7 @@ def save(
         "versions": machine.versions(), "machine": machine.describe(), "commit": machine.commit(project.root()),
         "date": time.strftime("%Y-%m-%d", time.gmtime()), "assets": dict(assets or {}), **(extra or {}),
     }
-    content = json.loads(_json({"name": name, "manifest": manifest, "data": data}, f"result {name}"))
+    content = json.loads(canonical({"name": name, "manifest": manifest, "data": data}, f"result {name}"))
     path = _file(name)
     project.write_atomic(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
     return path
@@ -112,61 +98,87 @@ class Checkpoint:
     >>> for density in (0.5, 0.3):                                        # doctest: +SKIP
     ...     item = checkpoint.item({"model": name, "density": density}, lambda: measure(name, density))
 
-    An item is known by the content of its parameters, which therefore must name all that decides it.
+    An item is known by the content of its parameters, which therefore must name all that decides it: recipe, model, data.
+    Behind the names of models and data stand files of known checksums. An item keeps those of `assets` (file -> sha256), and
+    counts as missing once one of them is replaced.
+
+    The version of the code is kept with an item, and is no part of what it is known by: most edits of the library (another
+    method, a page's figure) leave an experiment's numbers alone, and a run of many hours must survive them. The manifest lists
+    every version that took part. `strict` (by default: SPARSITY_STRICT=1) refuses to use items of another version.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, assets: Mapping[str, str] | None = None, strict: bool | None = None) -> None:
         self.name = name
         self.folder = _file(name).parent / ".partial" / name.rpartition("/")[2]
         self.reused, self.reused_seconds = 0, 0.0
-        self._code = project.code_hash()
         self.codes: set[str] = set()
+        self._code = project.code_hash()
+        self._assets = assets
+        self._strict = os.environ.get(STRICT, "0") not in ("", "0") if strict is None else strict
 
     def _path(self, params: Mapping[str, Any]) -> Path:
-        key = hashlib.sha256(_json(params, f"parameters of {self.name}").encode()).hexdigest()
+        key = hashlib.sha256(canonical(params, f"parameters of {self.name}").encode()).hexdigest()
         return self.folder / f"{key[:32]}.json"
 
     def item(self, params: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-        """The stored value for `params`, or the one that `compute()` returns, stored before it is returned."""
-        path = self._path(params)
-        if path.exists():
-            try:
-                stored = json.loads(path.read_text())
-                value = stored["value"]
-                self.codes.add(stored["code"])
-                self.reused_seconds += stored["seconds"]
-                self.reused += 1
-                return value
-            except (ValueError, KeyError, TypeError):
-                path.unlink()  # damaged from outside: writing is atomic; computed again
-        start = time.monotonic()
-        value = json.loads(_json(compute(), f"item of {self.name}"))
-        seconds = time.monotonic() - start
-        content = {"params": params, "value": value, "code": self._code, "seconds": seconds}
-        project.write_atomic(path, _json(content, f"item of {self.name}"))
-        self.codes.add(self._code)
-        return value
+        """The stored value for `params`, or the one that `compute()` returns here, stored before it is returned."""
+        return self._values([(params, compute)], 1)[0]
 
     def items(self, wanted: Sequence[tuple[Mapping[str, Any], Callable[[], Any]]]) -> list[Any]:
-        """The values for many parameters, in order: those that are missing are computed by as many processes as the
-        environment's SPARSITY_WORKERS says (1 if unset), which share the cores.
+        """The values for many parameters, in order: those that are missing are computed where the environment says, see
+        `sweep`, and each is stored as soon as it is there.
 
-        With more than one, each `compute` goes to a fresh process: a function of a module, or a partial of one over plain
-        data. Raises SparsityError for a SPARSITY_WORKERS that is no whole number of at least 1, and whatever the first
-        `compute` to fail raises; what the others finished is kept.
+        Raises SparsityError as `sweep.run` does, and whatever the first `compute` to fail raises.
         """
-        missing = [(params, compute) for params, compute in wanted if not self._path(params).exists()]
-        if (workers := min(_workers(), len(missing))) > 1:
-            threads = max(1, len(os.sched_getaffinity(0)) // workers)
-            with ProcessPoolExecutor(workers, get_context("spawn"), _share_cores, (threads,)) as pool:
-                running = [pool.submit(_compute, self.name, params, compute) for params, compute in missing]
-                try:
-                    for each in as_completed(running):
-                        each.result()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-        return [self.item(params, compute) for params, compute in wanted]
+        return self._values(wanted, None)
+
+    def _values(self, wanted: Sequence[tuple[Mapping[str, Any], Callable[[], Any]]], where: int | None) -> list[Any]:
+        paths = [self._path(params) for params, _ in wanted]
+        found: dict[Path, Any] = {}
+        missing: dict[Path, tuple[Mapping[str, Any], Callable[[], Any]]] = {}
+        for path, (params, compute) in zip(paths, wanted, strict=True):
+            if path in found or path in missing:
+                continue
+            stored = self._stored(path)
+            if stored is None:
+                missing[path] = params, compute
+            else:
+                self._allow(stored["code"], params)
+                found[path] = stored["value"]
+                self.reused_seconds += stored["seconds"]
+                self.reused += 1
+        order = list(missing)
+
+        def keep(index: int, outcome: sweep.Outcome) -> None:
+            path = order[index]
+            params = missing[path][0]
+            self._allow(outcome.code, params)
+            content = {"params": params, "assets": self._assets or {}, **outcome._asdict()}
+            project.write_atomic(path, canonical(content, f"item of {self.name}"))
+            found[path] = outcome.value
+
+        sweep.run([sweep.Task(self._title(params), compute) for params, compute in missing.values()], keep, where, self._code)
+        return [found[path] for path in paths]
+
+    def _stored(self, path: Path) -> dict[str, Any] | None:
+        """An item's file, where there is one that is whole and of today's assets."""
+        try:
+            stored = json.loads(path.read_text())
+            whole, assets = stored.keys() >= {"value", "code", "seconds"}, stored.get("assets", {}).items()
+        except (FileNotFoundError, ValueError, AttributeError):
+            return None  # not there, or damaged from outside: writing is atomic
+        return stored if whole and (self._assets is None or assets <= self._assets.items()) else None
+
+    def _allow(self, code: str, params: Mapping[str, Any]) -> None:
+        if self._strict and code != self._code:
+            raise SparsityError(
+                f"{self._title(params)} was computed by code {code[:16]}, and this is {self._code[:16]}: {STRICT} refuses to mix "
+                f"them. Fix: unset it (the manifest will list both), or remove {self.folder} to compute all items anew.")
+        self.codes.add(code)
+
+    def _title(self, params: Mapping[str, Any]) -> str:
+        text = canonical(params, f"parameters of {self.name}")
+        return f"item of {self.name} {text if len(text) <= 200 else text[:197] + '...'}"
 
     def clear(self) -> None:
         """Forget every item (after the result is saved)."""
@@ -174,24 +186,6 @@ class Checkpoint:
             path.unlink()
         if self.folder.exists():
             self.folder.rmdir()
-
-
-def _workers() -> int:
-    text = os.environ.get("SPARSITY_WORKERS", "1").strip()
-    if not text.isdecimal() or int(text) < 1:
-        raise refuse("SPARSITY_WORKERS", text, "a whole number of processes, at least 1")
-    return int(text)
-
-
-def _share_cores(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-
-
-def _compute(name: str, params: Mapping[str, Any], compute: Callable[[], Any]) -> None:
-    """In a worker: store one item, from where the run picks it up."""
-    Checkpoint(name).item(params, compute)
 
 
 def make(name: str, experiments: Mapping[str, Experiment]) -> Path:
@@ -202,13 +196,14 @@ def make(name: str, experiments: Mapping[str, Experiment]) -> Path:
     """
     if name not in experiments:
         raise unknown("result", name, experiments)
-    checkpoint = Checkpoint(name)
+    assets = asset_checksums()
+    checkpoint = Checkpoint(name, assets=assets)
     start = time.monotonic()
     data, params, seeds = experiments[name](checkpoint)
     extra = {"code": sorted(code[:16] for code in checkpoint.codes), "resumed_items": checkpoint.reused}
     path = save(
         name, data, params=params, seeds=seeds, command=f"make results R={name}",
-        seconds=time.monotonic() - start + checkpoint.reused_seconds, assets=asset_checksums(), extra=extra,
+        seconds=time.monotonic() - start + checkpoint.reused_seconds, assets=assets, extra=extra,
     )
     checkpoint.clear()
     return path

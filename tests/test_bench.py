@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparsity_lib import SparsityError, experiments, ops, results
-from sparsity_lib.bench import decode, glu, gpu, matvec, timing
+from sparsity_lib.bench import decode, glu, gpu, matvec, scaling, timing
 from sparsity_lib.ops import library, reference
 
 pytestmark = pytest.mark.skipif(library.path() is None, reason="no compiled library")
@@ -104,3 +104,10 @@ def test_the_table_of_a_gpu_names_its_numbers():
              "points": {"sparse 0.5": {"speedup": 2.0, "share_of_bandwidth": 0.8}}}
     text = gpu.table("bfloat16", found)
     assert "torch 40 us, a copy 3000 GB/s" in text and "20.0 us   2.00x    80% of the copy" in text
+
+
+def test_sweeps_are_measured_by_processes():
+    found = scaling.measure("processes", 1, tasks=2, products=2, size=16)
+    assert found["span"] >= found["task"] > 0 and found["start"] > 0 and 0 < found["busy"] <= 1
+    points = {"1": {**found, "span": 2.0}, "4": {**found, "span": 2.5}}
+    assert scaling.efficiency(points) == {1: 1.0, 4: 0.8} and "4 workers: 2.5 s, efficiency 80%" in scaling.table("dask", points)

@@ -40,8 +40,8 @@ def test_lock_holds_exact_versions_of_everything_asked_for():
         (clause,) = wanted.specifier
         assert clause.operator == "==" and "+" not in clause.version and wanted.url is None, str(wanted)
     extras = PROJECT["project"]["optional-dependencies"]
-    asked = PROJECT["project"]["dependencies"] + extras["book"] + extras["test"]  # "bench" is compiled from source, on demand
-    assert set(extras) == {"book", "test", "bench"}
+    asked = PROJECT["project"]["dependencies"] + [each for name in ("book", "cluster", "test") for each in extras[name]]
+    assert set(extras) == {"book", "test", "cluster", "bench"}  # "bench" is compiled from source, on demand
     for wanted in map(Requirement, asked):
         pin = pins[wanted.name.lower().replace("_", "-")]
         assert wanted.specifier.contains(next(iter(pin.specifier)).version), f"{pin} is outside {wanted}"
@@ -135,7 +135,7 @@ def test_make_expands_nothing_in_what_a_user_passes(tmp_path):
     mark = tmp_path / "ran"
     evil = f"name=$(shell touch {mark}) `touch {mark}` $(touch {mark})"
     command = ["make", "-C", ROOT, "-n", f"VENV={tmp_path / 'none'}"]
-    for variable, goal in (("P", "run"), ("NB", "run"), ("NB", "refresh"), ("R", "results")):
+    for variable, goal in (("P", "run"), ("NB", "run"), ("P", "sweep"), ("NB", "refresh"), ("R", "results")):
         run = subprocess.run([*command, goal, f"{variable}={evil}"], capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
         assert "touch" not in run.stdout.replace("touch " + str(tmp_path / "none" / ".installed"), "")

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy
 import pytest
+import sweep_tasks
 
 from sparsity_lib import machine, project, results
 from sparsity_lib.errors import SparsityError
@@ -139,7 +140,8 @@ def _square(number):
     return {"square": number**2, "process": os.getpid()}
 
 
-def test_items_are_computed_by_several_processes_and_kept(checkout, monkeypatch):
+def test_items_are_computed_by_several_processes_and_kept(checkout, tmp_path_factory, monkeypatch):
+    monkeypatch.syspath_prepend(str(sweep_tasks.stub(tmp_path_factory.mktemp("stub"))))
     checkpoint = results.Checkpoint("grid")
     wanted = [({"n": n}, partial(_square, n)) for n in range(3)]
     first = checkpoint.item(*wanted[0])

@@ -51,7 +51,7 @@ def resolve() -> str:
     with tempfile.TemporaryDirectory() as folder:
         python = Path(folder) / "bin" / "python"
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", f"{ROOT}[book,test]", *HELD], check=True)
+        subprocess.run([python, "-m", "pip", "install", f"{ROOT}[book,test,cluster]", *HELD], check=True)
         freeze = [python, "-m", "pip", "freeze", "--all"]
         return subprocess.run(freeze, check=True, capture_output=True, text=True).stdout
 

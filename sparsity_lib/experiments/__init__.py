@@ -1,8 +1,24 @@
 """The full-size runs behind the book's tables and figures, by the name of the file they write to results/."""
 
+import importlib.util
+
 import torch
 
-from sparsity_lib.bench import batch, calibration, cwic, cwic_gpu, cwic_train, decode, evaluation, glu, gpu, matvec, nm, nm_gpu
+from sparsity_lib.bench import (
+    batch,
+    calibration,
+    cwic,
+    cwic_gpu,
+    cwic_train,
+    decode,
+    evaluation,
+    glu,
+    gpu,
+    matvec,
+    nm,
+    nm_gpu,
+    scaling,
+)
 from sparsity_lib.experiments import (
     claws_benchmarks,
     claws_lora,
@@ -73,11 +89,18 @@ EXPERIMENTS = {
     "bench/nm_gpu": nm_gpu.run,
     "bench/cwic_train": cwic_train.run,
     "bench/cwic_gpu": cwic_gpu.run,
+    "bench/scaling": scaling.run,
 }
 #: Those that need a GPU.
 ON_GPU = ("bench/gpu", "bench/nm_gpu", "bench/cwic_gpu")
 
 
+#: The one that needs the extra `cluster`.
+ON_DASK = "bench/scaling"
+
+
 def runnable() -> list[str]:
-    """The names of those that this machine can run: without a GPU, all but the GPU's measurements."""
-    return [name for name in EXPERIMENTS if name not in ON_GPU or torch.cuda.is_available()]
+    """The names of those that this machine can run: all but the GPU's measurements without one, Dask's without it."""
+    dask = importlib.util.find_spec("distributed") is not None
+    return [name for name in EXPERIMENTS
+            if (name not in ON_GPU or torch.cuda.is_available()) and (name != ON_DASK or dask)]
