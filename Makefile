@@ -21,7 +21,7 @@ FRESH := $(CURDIR)/_build/records
 BUILD := -W -n --keep-going --all
 unexport PYTHONPATH
 
-.PHONY: help env assets book book-smoke test lint unit native nbval bench run sweep params refresh results lock clean
+.PHONY: help env assets book book-smoke browser pdf test lint unit native nbval bench run sweep params refresh results lock clean
 
 help:  ## list the commands
 	@echo "make COMMAND"
@@ -52,6 +52,13 @@ book: assets $(MATHJAX)  ## execute the notebooks and render _build/html/index.h
 book-smoke: env $(MATHJAX)  ## render the committed outputs without executing (_build/smoke)
 	$(PY) tools/smoke_config.py _config.yml _build/smoke/_config.yml
 	$(BIN)/jupyter-book build . --config _build/smoke/_config.yml --path-output _build/smoke $(BUILD)
+
+browser: book-smoke  ## the pages in a real browser: links, errors, accessibility, explorer (needs Chromium)
+	$(PY) -m pytest tests/browser
+
+pdf: book-smoke  ## the committed outputs as one file to print: _build/book.pdf (needs Chromium)
+	$(BIN)/jupyter-book build . --builder singlehtml --config _build/smoke/_config.yml --path-output _build/single $(BUILD)
+	$(PY) tools/pdf.py _build/single/_build/singlehtml _build/book.pdf
 
 test: lint native unit nbval  ## everything that guards the project
 

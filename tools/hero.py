@@ -1,29 +1,69 @@
-"""Draw book/_static/hero.png, the README's picture, from the stored sweep: quality against weights skipped."""
+"""Draw book/_static/hero.png, the picture of the start page and the README, from stored runs: what skipping costs and brings."""
 
 from __future__ import annotations
 
 import sys
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 from sparsity_lib import project, results, style
+from sparsity_lib.bench.timing import by_length
+from sparsity_lib.book.curves import curves
 from sparsity_lib.errors import SparsityError
-from sparsity_lib.experiments import common
-from sparsity_lib.experiments.claws_report import sweep_points
-from sparsity_lib.figures.claws import sweep
+from sparsity_lib.experiments.claws_report import short
 
-METHODS = ("cats", "claws", "larosa", "oracle", "random")
+MODEL = "smollm2-135m-instruct"
+#: Curves of the left panel, by the names of `book.curves`.
+SHOWN = ("random neurons", "cats neurons", "claws neurons", "scap ffn", "teal_greedy inputs", "larosa inputs")
+MARKS = {"smollm2-135m-instruct": ("o", style.BLUE), "gemma3-270m": ("s", style.GREEN), "Llama-3.2-1B": ("^", style.ORANGE),
+         "Llama-3.2-3B": ("D", style.PURPLE)}
+
+
+def quality(axes: plt.Axes) -> None:
+    """KL against the share of weights skipped, a curve a method."""
+    for name in (name for name in SHOWN if name in curves()[MODEL]):
+        curve = curves()[MODEL][name]
+        columns = np.array([[100 * p.skipped, p.kl.value, p.kl.low, p.kl.high] for p in curve.points]).T
+        style.line(axes, curve.method, *columns[:2], low=columns[2], high=columns[3])
+    axes.set(yscale="log", xlabel="weights skipped (% of all weights)", ylabel="KL to the dense model (nats per token)",
+             title="what it costs", xlim=(0, None))
+    _legend(axes)
+
+
+def speed(axes: plt.Axes) -> None:
+    """Times as fast as the dense decoder against the share of bytes left unread, over prompts, a mark a model."""
+    furthest = 0.0
+    measured = results.load("bench/decode").data
+    for model, (marker, color) in MARKS.items():
+        settings = measured[model]
+        points = [(100 * (1 - p["bytes"]["sparse"] / p["bytes"]["dense"]), p["ratio"])
+                  for name, each in settings.items() if name not in ("dense", "baselines")
+                  for p in by_length(each["prompts"]).values()]
+        x, y = zip(*points, strict=True)
+        furthest = max(furthest, *x)
+        axes.plot(x, y, marker, color=color, label=short(model))
+    line = np.linspace(0, furthest + 3, 50)
+    axes.plot(line, 1 / (1 - line / 100), color=style.BLACK, linestyle=(0, (4, 2)), label="what the bytes allow")
+    axes.set(xlabel="bytes left unread (% of all bytes)", ylabel="times as fast as dense decoding", title="what it brings",
+             xlim=(0, None))
+    _legend(axes)
+
+
+def _legend(axes: plt.Axes) -> None:
+    """Below the panel, where it hides nothing."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=2)
 
 
 def main() -> int:
     """Write the picture; returns the exit code."""
+    figure, (left, right) = style.figure(1, 2, height=4.1)
     try:
-        stored = results.load("claws_sweep").data
+        quality(left)
+        speed(right)
     except SparsityError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    style.use()
-    figure = sweep(sweep_points(stored, METHODS, common.DENSITIES))
     target = project.root() / "book" / "_static" / "hero.png"
     figure.savefig(target, dpi=150, facecolor="white", metadata={"Software": None})
     plt.close(figure)

@@ -186,18 +186,23 @@ def verdict_steady(data: Data) -> Verdict:
         number=steps[least].value, low=steps[least].low, high=steps[least].high, published=0.01)
 
 
-def all_verdicts(small: Data, ablations: Data, smol: Data, bench: Data) -> list[Verdict]:
-    """Every claim that the chapter tests, in the papers' order."""
-    stripes = "column sparsity instead of stripes costs 1.7 points at 3.05x"
-    shapes = "stable for bandwidths from 0.05 to 0.25, unstable outside"
+def small_verdicts(small: Data) -> list[Verdict]:
+    """What the small Llama's schedules decide."""
     return [
         verdict_teal(small, "small-llama", "CWIC, active parameters"),
         verdict_teal(small, "small-llama", "thresholds alone, to 3x"),
-        *(verdict_teal(smol, "SmolLM2", way) for way in ways(smol) if "2x" not in way),
-        *(verdict_clock(bench["decoding"], name) for name in sorted(bench["decoding"]) if "3x" in name),
         verdict_twin(small, "3x", "the 3B model at 3.05x beats the dense 1B model by 1.6 points"),
         verdict_twin(small, "6x", "models of 2x to 6x are ahead of dense ones of their active size in part"),
         verdict_graceful(small, "small-llama", "CWIC, active parameters"),
+        verdict_bend(small), verdict_longer(small), verdict_steady(small),
+    ]
+
+
+def ablation_verdicts(ablations: Data) -> list[Verdict]:
+    """What the small Llama's ablations decide."""
+    stripes = "column sparsity instead of stripes costs 1.7 points at 3.05x"
+    shapes = "stable for bandwidths from 0.05 to 0.25, unstable outside"
+    return [
         verdict_more(ablations, "no stripes", stripes, "A5"),
         verdict_more(ablations, "MSE of hidden states", "MSE of hidden states in the loss costs 1.6 points at 3.05x", "A6"),
         *(verdict_stable(ablations, f"bandwidth {b}", shapes, f"A13, {b}") for b in (0.05, 0.25)),
@@ -206,15 +211,41 @@ def all_verdicts(small: Data, ablations: Data, smol: Data, bench: Data) -> list[
           for b in (0.9, 0.95)),
         *(verdict_stable(ablations, f"{k} kernel", "kernel functions other than the rectangle gave similar performance",
                          f"A13, {k} kernel") for k in ("triangle", "gaussian")),
-        verdict_bend(small), verdict_rate(ablations), verdict_longer(small), verdict_kernel(bench["product"]),
-        verdict_steady(small),
+        verdict_rate(ablations),
         *(verdict_more(ablations, f"flops, no {p}", f"without {p} training collapses to chance", f"F3, {p}", size=2.0, ratio=None)
           for p in ("warm-up", "head limit")),
         verdict_more(ablations, "flops, no normalisation", "without normalisation a moderate loss", "F4, normalisation",
                      ratio=None),
         verdict_more(ablations, "flops, no stripes", "without stripes near chance", "F4, stripes", size=2.0, ratio=None),
-        not_testable("F2", "better than SmolLM of its active size on MMLU, level on WinoGrande, worse on ARC and HellaSwag",
-                     "takes a granular model of a billion weights; the small network's dense twins are the nearest thing here",
-                     "python -m sparsity_lib.cwic recipes/llama-3.2-1b.json"),
     ]
 
+
+def smol_verdicts(smol: Data) -> list[Verdict]:
+    """What SmolLM2's thresholds decide."""
+    return [verdict_teal(smol, "SmolLM2", way) for way in ways(smol) if "2x" not in way]
+
+
+def bench_verdicts(bench: Data) -> list[Verdict]:
+    """What the measured products and tokens decide."""
+    return [*(verdict_clock(bench["decoding"], name) for name in sorted(bench["decoding"]) if "3x" in name),
+            verdict_kernel(bench["product"])]
+
+
+def verdict_smollm() -> Verdict:
+    """F2 needs the papers' size."""
+    return not_testable(
+        "F2", "better than SmolLM of its active size on MMLU, level on WinoGrande, worse on ARC and HellaSwag",
+        "takes a granular model of a billion weights; the small network's dense twins are the nearest thing here",
+        "accelerate launch --num_processes 8 -m sparsity_lib.cwic llama-3.2-1b --data chats.jsonl")
+
+
+def all_verdicts(small: Data, ablations: Data, smol: Data, bench: Data) -> list[Verdict]:
+    """Every claim that the chapter tests, in the papers' order."""
+    found = [small_verdicts(small), smol_verdicts(smol), ablation_verdicts(ablations), bench_verdicts(bench), [verdict_smollm()]]
+    return sorted((verdict for each in found for verdict in each), key=lambda verdict: order(verdict.claim))
+
+
+def order(claim: str) -> tuple[str, int]:
+    """A claim's id as a sort key: A2 before A13."""
+    number = claim.partition(",")[0]
+    return number[0], int(number[1:])

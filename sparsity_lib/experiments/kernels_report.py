@@ -265,6 +265,16 @@ def verdict_product(matvec: Mapping[str, Any], name: str) -> Verdict:
         high=max(high, number), published=2.5, null=1.0)
 
 
+def verdict_gpu(gpu: Mapping[str, Any]) -> Verdict:
+    """A2 on a GPU: bfloat16 products of one token, from the slowest shape to the fastest."""
+    speeds = [found["points"]["sparse 0.66"]["speedup"] for name, found in gpu.items()
+              if name.startswith("bfloat16") and name.endswith(", 1 tokens")]
+    return effect(
+        "A2, GPU", "2.5 times as fast at 66% sparsity on CPU and GPU",
+        "one input-sparse bfloat16 product against torch's dense one on a GPU; the interval is from shape to shape",
+        number=geometric_mean(speeds), low=min(speeds), high=max(speeds), published=2.5, null=1.0)
+
+
 def verdict_decode(decode: Mapping[str, Any], model: str) -> Verdict:
     """A2 for whole models: decoding with 35% of the inputs against the same decoder, dense."""
     ratios = [p["ratio"] for p in decode[model]["inputs 35%"]["prompts"].values()]
