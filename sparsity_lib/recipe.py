@@ -195,16 +195,18 @@ class Recipe:
             )
         return dataclasses.replace(self, rules=tuple(rule.with_density(density) for rule in self.rules))
 
-    def skipped(self, sites: SiteMap, all_weights: int) -> float:
+    def skipped(self, sites: SiteMap, all_weights: int, *, transforms: bool = False) -> float:
         """Share of all weights this recipe leaves unread by design (measured shares: `account`).
 
-        All densities are taken as met exactly; `all_weights` is `accounting.weights_per_token`.
+        All densities are taken as met exactly; `all_weights` is `accounting.weights_per_token`. With `transforms`, what they
+        read for a token (a rotation that is not absorbed) counts as read, as what repairs read always does.
         """
         column: dict[str, float] = {}
         row: dict[str, float] = {}
         added = 0
         for rule, site in self.placed(sites):
             added += sum(piece.weights_read(site) for piece in rule.repair)
+            added += rule.transform.weights_read(site) if transforms else 0
             density = rule.select.kept(site.width)
             column.update(dict.fromkeys(site.column_readers, density))
             row.update(dict.fromkeys(site.row_readers, density))

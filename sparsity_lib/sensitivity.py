@@ -55,7 +55,7 @@ class Curves:
     weights
         "LAYER.SITE" -> weights that a token reads because of the site's entries, all kept.
     fixed
-        Weights that the recipe's repairs read on top whatever is dropped.
+        Weights that the recipe's repairs and transforms read on top whatever is dropped.
     total
         Weights that the dense model reads for a token, head included.
     described
@@ -169,7 +169,8 @@ def curves(
             costs[site.name] = _head_costs(rule, site, plan, model, stream, levels, every)
     return Curves(
         plan.recipe, levels, costs, {site.name: sum(weights[r] for r in site.column_readers) for _, site in placed},
-        sum(piece.weights_read(site) for rule, site in placed for piece in rule.repair), weights_per_token(model), text)
+        sum(piece.weights_read(site) for rule, site in placed for piece in (rule.transform, *rule.repair)),
+        weights_per_token(model), text)
 
 
 def _levels(levels: Sequence[float]) -> tuple[float, ...]:

@@ -82,6 +82,15 @@ def test_the_experiment_has_an_item_a_model_and_method(bench, monkeypatch):
     assert set(data[common.MODELS[0]]["methods"]) == {"cats", "wanda"}
 
 
+def test_rotations_are_paid_from_the_budget(bench):
+    """What a rotation reads is no share skipped, and the methods' shares are met all the same."""
+    for method, rotations in (("larosa", 2 * LAYERS), ("larosa_head", 2 * LAYERS + 1), ("teal", 0)):
+        shares = bench.shares(bench.points(method, (0.2,))[0])
+        paid = rotations * HIDDEN**2 / weights_per_token(bench.model)
+        assert shares["rotations_free"] - shares["skipped"] == pytest.approx(paid)
+        assert shares["skipped"] == pytest.approx(0.2, abs=0.04)
+
+
 def test_methods_are_made_by_name_and_others_refused(model):
     assert maker("wina_head")(0.5).rules[-1].site == "head_in"
     with pytest.raises(SparsityError, match="teel"):
@@ -134,7 +143,7 @@ def small_search(bench, monkeypatch):
     """The search with three choices of parts at the blocks, on little text."""
     text = {"tokens": 32, "length": 16, "seed": 1}
     for name, value in {"FITTED": text, "COSTS": text, "JUDGED": text, "SHARES": (0.3,), "TEXT": {"sequences": 3, "length": 16},
-                        "BLOCKS": (compare_search.BLOCKS[0], compare_search.BLOCKS[3], compare_search.BLOCKS[5])}.items():
+                        "BLOCKS": (compare_search.BLOCKS[0], compare_search.BLOCKS[3], compare_search.BLOCKS[8])}.items():
         monkeypatch.setattr(compare_search, name, value)
     monkeypatch.setattr(compare_search, "bench_for", lambda loaded, name, text: bench)
 
@@ -152,7 +161,7 @@ def test_the_search_looks_at_calibration_text_only(bench, small_search, monkeypa
 def test_the_search_judges_every_candidate_and_tries_the_best_without_its_parts(bench, small_search):
     data, params, _ = compare_search.run(Checkpoint())
     rows = data["models"][common.MODELS[0]]["search"]
-    assert len(rows) == 6 + 6 + 3 and all(abs(r["shares"]["skipped"] - 0.3) < 0.05 for r in rows if "quality" in r)
+    assert len(rows) == 6 + 4 + 3 and all(abs(r["shares"]["skipped"] - 0.3) < 0.05 for r in rows if "quality" in r)
     own = data["models"][common.MODELS[1]]["held out"]
     assert "chosen" in own and len(own) >= 3 and torch.equal(bench.ids, IDS)
     assert all(each["candidate"] != data["chosen"] for label, each in own.items() if label != "chosen")
@@ -167,8 +176,8 @@ def test_the_chosen_candidate_has_the_least_mean_log_divergence():
     assert compare_search.chosen(found) == {"head": "y"}
     with pytest.raises(SparsityError, match="No candidate"):
         compare_search.chosen({"a": [{"candidate": {"head": "z"}, "reason": "no"}]})
-    assert set(compare_search.ablations({"rotate": True, "score": "magnitude", "head": "refined", "allocation": "spread"})) == {
-        "without rotation", "without refined words", "without the head", "without the shared budget"}
+    assert set(compare_search.ablations({"rotate": "ffn", "score": "magnitude", "head": "refined", "allocation": "spread"})) == {
+        "without rotation", "rotation at the head only", "without refined words", "without the head", "without the shared budget"}
 
 
 def test_protocol_changes_one_thing_at_a_time(bench, monkeypatch):
@@ -217,7 +226,7 @@ def test_speed_is_measured_where_the_decoder_can_and_refused_by_name_elsewhere(b
     assert [compare_speed.asked(m, 0.2) for m in ("griffin", "cats", "larosa_head", "wanda", "spread")] == [0.1, *[0.2] * 4]
 
 
-BEST = {"rotate": True, "score": "magnitude", "head": "refined", "allocation": "spread"}
+BEST = {"rotate": "ffn", "score": "magnitude", "head": "refined", "allocation": "spread"}
 
 
 def test_tasks_are_scored_for_the_dense_model_and_every_method(bench, monkeypatch):

@@ -61,7 +61,7 @@ def test_rows_have_a_cell_a_column_and_none_where_nothing_was_reached():
 
 
 SHARES = (0.2, 0.3)
-BEST = {"rotate": True, "score": "magnitude", "head": "refined", "allocation": "spread"}
+BEST = {"rotate": "ffn", "score": "magnitude", "head": "refined", "allocation": "spread"}
 SEARCH = {"chosen": BEST, "models": {MODEL: {
     "search": [{"share": s, "candidate": BEST, "quality": quality(0.1)} for s in SHARES]
     + [{"share": s, "candidate": {**BEST, "head": "dense"}, **({"quality": quality(0.05)} if s < 0.3 else {"reason": "no"})}

@@ -90,7 +90,7 @@ HEADS = [
     Recipe("rotated", (recipes.head_rule(0.3, transform=Rotate(), refine=0.1),)),
     Recipe("threshold", (Rule("head_in", Threshold(0.4), ColumnNorm()),)), recipes.with_head(recipes.larosa(0.6)),
     Recipe("shifted", (Rule("head_in", TopK(0.5), transform=Shift("mean")),)),
-    recipes.combined(0.5, refine=0.1), recipes.with_head(recipes.cats(0.5), 0.5, refine=1.0),
+    recipes.combined(0.5, refine=0.1, rotate="all"), recipes.with_head(recipes.cats(0.5), 0.5, refine=1.0),
 ]
 
 

@@ -1,4 +1,7 @@
-"""What the comparison's experiments share: every method by name at a share of all weights, and one bench for all of them."""
+"""What the comparison's experiments share: every method by name at a share of all weights, and one bench for all of them.
+
+What a rotation reads for every token counts as read here: its budget buys as many weights as any other method's.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,7 @@ def density_at(method: str, share: float, model: nn.Module, ids: Tensor, **optio
     make = maker(method, **options)
     share = share / make(0.5).token_share
     if method not in BY_COUNTING:
-        return density_for_share(make, model, share)
+        return density_for_share(make, model, share, transforms=True)
     low, high = 0.005, 1.0
 
     def found(density: float) -> float:
@@ -176,9 +179,11 @@ class Bench:
             return {"skipped": zeros / total, "extra": overheads(None, self.model).to_json()}
         with installed(self.model, point.change):
             counted = account(self.model, ids=self.ids[:2])
-        extra = overheads(point.change.recipe, self.model).to_json()
-        return {**counted_shares(counted), "transform_weights": counted.transform_weights,
-                "repair_weights": counted.repair_weights, "dense_weights": counted.dense_weights, "extra": extra}
+        recipe, found = point.change.recipe, counted_shares(counted)
+        rotations = recipe.token_share * counted.transform_weights / counted.dense_weights
+        return {**found, "skipped": found["skipped"] - rotations, "rotations_free": found["skipped"],
+                "repair_weights": counted.repair_weights, "dense_weights": counted.dense_weights,
+                "extra": overheads(recipe, self.model).to_json()}
 
 
 def _sites_and_weights(model: nn.Module) -> tuple[SiteMap, int]:

@@ -32,9 +32,11 @@ HEAD_EVERY = {"smollm2-135m-instruct": 8, "gemma3-270m": 32}
 JUDGED_EVERY = {"smollm2-135m-instruct": 2, "gemma3-270m": 8}
 #: Transform, score and repair at the blocks: fitted together, with every head and allocation.
 BLOCKS: tuple[dict[str, Any], ...] = (
-    {"rotate": False, "score": "magnitude"}, {"rotate": False, "score": "column_norm"}, {"rotate": False, "score": "saliency"},
-    {"rotate": True, "score": "magnitude"}, {"rotate": True, "score": "saliency"},
-    {"rotate": False, "score": "magnitude", "repair": "low_rank"}, {"rotate": True, "score": "magnitude", "repair": "low_rank"},
+    {"rotate": "none", "score": "magnitude"}, {"rotate": "none", "score": "column_norm"}, {"rotate": "none", "score": "saliency"},
+    {"rotate": "head", "score": "magnitude"}, {"rotate": "head", "score": "saliency"},
+    {"rotate": "ffn", "score": "magnitude"}, {"rotate": "ffn", "score": "saliency"}, {"rotate": "all", "score": "magnitude"},
+    {"rotate": "none", "score": "magnitude", "repair": "low_rank"},
+    {"rotate": "head", "score": "magnitude", "repair": "low_rank"},
 )
 HEADS = ("dense", "inputs", "refined")
 ALLOCATIONS = ("uniform", "spread")
@@ -45,7 +47,8 @@ Candidate = Mapping[str, Any]
 def candidates(blocks: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every head and allocation with these blocks; costs are not known where a repair changes them."""
     allocations = ALLOCATIONS if blocks.get("repair", "none") == "none" else ("uniform",)
-    return [{**blocks, "head": head, "allocation": allocation} for head in HEADS for allocation in allocations]
+    heads = HEADS[1:] if blocks["rotate"] == "head" else HEADS
+    return [{**blocks, "head": head, "allocation": allocation} for head in heads for allocation in allocations]
 
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
@@ -101,7 +104,7 @@ def wanted(
                 found.append((share, costs.allocate(share)))
             else:
                 make = partial(combined, **parts_of(candidate))
-                found.append((share, make(density_for_share(make, bench.model, share))))
+                found.append((share, make(density_for_share(make, bench.model, share, transforms=True))))
         except SparsityError as error:
             found.append((share, str(error)))
     return found
@@ -129,7 +132,8 @@ def search(loaded: dict[str, Bench], params: dict) -> list[dict[str, Any]]:
 
 def by_design(bench: Bench, point: Point) -> dict[str, float]:
     """Share of all weights that a point is to skip; top-k meets it, so that no text has to be counted for every candidate."""
-    return {"skipped": point.change.recipe.skipped(find_sites(bench.model), weights_per_token(bench.model))}
+    sites, total = find_sites(bench.model), weights_per_token(bench.model)
+    return {"skipped": point.change.recipe.skipped(sites, total, transforms=True)}
 
 
 def measured_costs(
@@ -212,8 +216,10 @@ def candidate_points(
 def ablations(best: Candidate) -> dict[str, dict[str, Any]]:
     """The chosen candidate without one of its parts each."""
     found = {
-        "without rotation": {**best, "rotate": False}, "without refined words": {**best, "head": "inputs"},
-        "without the head": {**best, "head": "dense"}, "without the shared budget": {**best, "allocation": "uniform"},
+        "without rotation": {**best, "rotate": "none"}, "rotation at the head only": {**best, "rotate": "head"},
+        "without refined words": {**best, "head": "inputs"},
+        "without the head": {**best, "head": "dense", "rotate": "none" if best["rotate"] == "head" else best["rotate"]},
+        "without the shared budget": {**best, "allocation": "uniform"},
         "by plain size": {**best, "score": "magnitude"}, "without low rank": {**best, "repair": "none"},
     }
     return {label: each for label, each in found.items() if {"repair": "none", **each} != {"repair": "none", **best}}

@@ -15,7 +15,8 @@ from sparsity_lib.report import Number
 from sparsity_lib.verdicts import Verdict, effect, kept
 
 Data = Mapping[str, Any]
-NAMES = {"rotate": ("plain inputs", "rotated inputs"), "head": {"dense": "dense head", "inputs": "head's inputs",
+NAMES = {"rotate": {"none": "nothing rotated", "head": "head rotated", "ffn": "gate, up and head rotated",
+         "all": "q, k, v, gate, up and head rotated"}, "head": {"dense": "dense head", "inputs": "head's inputs",
          "refined": "head read twice"}, "allocation": {"uniform": "one density", "spread": "shared budget"},
          "score": {"magnitude": "size", "column_norm": "size times column norm", "saliency": "size times gradient"}}
 #: How much smaller than the best single method's KL the search has to be.
@@ -24,7 +25,7 @@ ASKED = 0.75
 
 def named(candidate: Data) -> str:
     """A candidate in words."""
-    words = [NAMES["rotate"][bool(candidate["rotate"])], NAMES["score"][candidate["score"]]]
+    words = [NAMES["rotate"][candidate["rotate"]], NAMES["score"][candidate["score"]]]
     words += ["low rank"] if candidate.get("repair", "none") != "none" else []
     return ", ".join([*words, NAMES["head"][candidate["head"]], NAMES["allocation"][candidate["allocation"]]])
 

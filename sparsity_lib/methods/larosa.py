@@ -39,10 +39,11 @@ def larosa(
     return Recipe("larosa", rules, token_share)
 
 
-def density_for_share(make, model: nn.Module, share: float) -> float:
+def density_for_share(make, model: nn.Module, share: float, *, transforms: bool = False) -> float:
     """The density at which `make(density)` leaves `share` of all of the model's weights unread.
 
-    This is how methods with different sites are compared: at an equal share of weights skipped.
+    This is how methods with different sites are compared: at an equal share of weights skipped. With `transforms`, rotations
+    that run for every token count as read.
 
     Raises
     ------
@@ -51,11 +52,11 @@ def density_for_share(make, model: nn.Module, share: float) -> float:
     """
     sites, total = find_sites(model), weights_per_token(model)
     low, high = _lowest_density(make), 1.0
-    if make(low).skipped(sites, total) < share:
+    if make(low).skipped(sites, total, transforms=transforms) < share:
         raise SparsityError(f"A share of {share:.3f} of all weights cannot be skipped by this method on this model.")
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if make(middle).skipped(sites, total) > share else (low, middle)
+        low, high = (middle, high) if make(middle).skipped(sites, total, transforms=transforms) > share else (low, middle)
     return (low + high) / 2
 
 

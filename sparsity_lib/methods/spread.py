@@ -16,21 +16,24 @@ from sparsity_lib.parts.scores import ColumnNorm, Magnitude
 from sparsity_lib.parts.select import TopK
 from sparsity_lib.parts.transforms import Identity, Rotate
 from sparsity_lib.recipe import Recipe, Rule
-from sparsity_lib.sites import DOWN_IN, O_IN, QKV_IN, UP_IN
+from sparsity_lib.sites import DOWN_IN, HEAD_IN, O_IN, QKV_IN, UP_IN
 
 SCORES: dict[str, Score] = {"magnitude": Magnitude(), "column_norm": ColumnNorm(), "saliency": Saliency()}
 REPAIRS: dict[str, tuple[Repair, ...]] = {"none": (), "low_rank": (LowRank(),)}
 #: What happens at the head: nothing, its inputs are dropped like the blocks', or the likely words are then read in full.
 HEADS = ("dense", "inputs", "refined")
+#: Where inputs are rotated. A rotation is read for every token: at q, k, v, which are small where heads share keys and values,
+#: it costs much of what it can save, at gate and up less, at the head nearly nothing.
+ROTATED: dict[str, tuple[str, ...]] = {"none": (), "head": (HEAD_IN,), "ffn": (HEAD_IN, UP_IN), "all": (HEAD_IN, UP_IN, QKV_IN)}
 #: Share of the vocabulary that is read in full.
 REFINE = 0.02
 
 
 def combined(
-    density: float = 0.5, *, rotate: bool = True, score: str = "magnitude", repair: str = "none", head: str = "refined",
+    density: float = 0.5, *, rotate: str = "ffn", score: str = "magnitude", repair: str = "none", head: str = "refined",
     refine: float = REFINE,
 ) -> Recipe:
-    """One density for all sites; `rotate` and `score` for the inputs of q, k, v and of gate, up, `score` for the others too.
+    """One density and one score for all sites; `rotate` is a key of `ROTATED`.
 
     Raises
     ------
@@ -39,24 +42,26 @@ def combined(
     """
     fraction("density", density)
     fraction("refine", refine)
-    for name, value, table in (("score", score, SCORES), ("repair", repair, REPAIRS), ("head", head, HEADS)):
+    options = {"score": (score, SCORES), "repair": (repair, REPAIRS), "head": (head, HEADS), "rotate": (rotate, ROTATED)}
+    for name, (value, table) in options.items():
         if not isinstance(value, str) or value not in table:
             raise unknown(name, value, table)
-    if rotate and score == "column_norm":
-        raise refuse("score of rotated inputs", score, "one that knows the rotation", "score='saliency', or rotate=False")
-    basis = Rotate() if rotate else Identity()
-    rules = [Rule(site, TopK(density), SCORES[score], basis if site in (QKV_IN, UP_IN) else Identity(), REPAIRS[repair])
+    if rotate != "none" and score == "column_norm":
+        raise refuse("score of rotated inputs", score, "one that knows the rotation", "score='saliency', or rotate='none'")
+    basis = {site: Rotate() if site in ROTATED[rotate] else Identity() for site in (QKV_IN, O_IN, UP_IN, DOWN_IN, HEAD_IN)}
+    rules = [Rule(site, TopK(density), SCORES[score], basis[site], REPAIRS[repair])
              for site in (QKV_IN, O_IN, UP_IN, DOWN_IN)]
     if head != "dense":
-        rules.append(head_rule(density, transform=basis, score=SCORES[score], refine=refine if head == "refined" else 0.0))
-    words = ["rotated" if rotate else "plain", score, *([] if repair == "none" else [repair]), f"head {head}"]
+        again = refine if head == "refined" else 0.0
+        rules.append(head_rule(density, transform=basis[HEAD_IN], score=SCORES[score], refine=again))
+    words = [f"rotated {rotate}", score, *([] if repair == "none" else [repair]), f"head {head}"]
     return Recipe("combined " + ", ".join(words), tuple(rules))
 
 
 def spread(model: nn.Module, tokenizer=None, *, shares: Sequence[float], costs: dict | None = None, **options) -> list[Recipe]:
     """Recipes that leave each of `shares` of all weights unread, the budget shared by what every site costs.
 
-    Counted as `account` does: of all weights, the head's included, and with what the repairs read; rotations come on top.
+    Of all weights, the head's included, and with what repairs and rotations read.
 
         recipes = spread(model, tokenizer, shares=[0.4, 0.5, 0.6])
         plans = fit_many(recipes, model, tokenizer)
