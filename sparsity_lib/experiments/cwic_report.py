@@ -229,6 +229,14 @@ def decoding_rows(bench: Mapping[str, Any]) -> list[list[Any]]:
             for name in sorted(bench, key=order)]
 
 
+def step_rows(training: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> list[list[Any]]:
+    """Matrix, stripe, how many times as fast a training step is as in plain PyTorch and as a dense one, MiB that each keeps."""
+    return [[f"{name}, {shape[0]} × {shape[1]}", shape[2], Number(training[name]["over_plain"], ".1f"),
+             Number(training[name]["over_dense"], ".2f"),
+             *(Number(training[name]["saved"][kind] / 2**20, ".1f") for kind in ("plain", "ours"))]
+            for name, shape in shapes.items()]
+
+
 def product_rows(product: Mapping[str, Any]) -> list[list[Any]]:
     """Share kept, times as fast as the best dense product by columns and by stripes, and stripes' time over columns'."""
     found = []
