@@ -5,9 +5,11 @@ import torch
 from core_tiny import HIDDEN, LAYERS, VOCABULARY, WIDTH, tiny, tokens
 
 from sparsity_lib import Plan, Recipe, Rule, SparsityError, account, find_sites, fit, installed, recipes, weights_per_token
+from sparsity_lib.cwic import CWICConfig, convert, registry_of
 from sparsity_lib.experiments import (
     common,
     compare_common,
+    compare_granular,
     compare_protocol,
     compare_quality,
     compare_search,
@@ -56,7 +58,18 @@ def bench(model, monkeypatch):
     made = Bench.__new__(Bench)
     made.name, made.fitted, made.model, made.tokenizer, made.ids = "tiny", model, model, object(), IDS
     made._last = ("", None)
+    monkeypatch.setattr(compare_granular, "load", lambda share: granular(share))
     return made
+
+
+def granular(share):
+    """A converted model with thresholds in the middle of its inputs."""
+    made = tiny("llama", tie_word_embeddings=True)
+    registry = convert(made, CWICConfig(stripe={"q": 16, "gate": 12}))
+    with torch.no_grad():
+        for layer in registry.layers.values():
+            layer.sparsity.theta.fill_(share)
+    return made.eval()
 
 
 @pytest.mark.parametrize("method", EVERY_METHOD)
@@ -78,8 +91,35 @@ def test_the_experiment_has_an_item_a_model_and_method(bench, monkeypatch):
     monkeypatch.setattr(compare_quality, "EVERY", dict.fromkeys(common.MODELS, 2))
     checkpoint = Checkpoint()
     data, params, seeds = compare_quality.run(checkpoint)
-    assert set(data) == set(common.MODELS) and len(checkpoint.seen) == 4 and params["shares"] == (0.1,)
-    assert set(data[common.MODELS[0]]["methods"]) == {"cats", "wanda"}
+    assert set(data) == set(common.MODELS) and len(checkpoint.seen) == 5 and params["shares"] == (0.1,)
+    assert set(data[common.MODELS[0]]["methods"]) == {"cats", "wanda", "cwic"}
+    assert set(data[common.MODELS[1]]["methods"]) == {"cats", "wanda"}  # no thresholds were trained for it
+
+
+def test_granular_models_are_measured_as_the_rest(bench):
+    found = compare_quality.granular({"tiny": bench}, {"model": "tiny", "text": {}, "shares": (0.5, 0.667), "every": 1})
+    plain = compare_quality.measured(bench, bench.points("teal", (0.2,)), 1)
+    assert found["dense"] == plain["dense"] and found["ids"] == plain["ids"]
+    first, second = found["points"]
+    for row in (first, second):
+        model = granular(row["share"])
+        assert row["shares"]["skipped"] == pytest.approx(account(model, ids=IDS[:2]).skipped) and row["shares"]["skipped"] > 0.1
+        extra = Overheads.from_json(row["shares"]["extra"])
+        thetas = [layer.sparsity.theta for layer in registry_of(model).layers.values()]
+        assert extra.tensor_bytes == 4 * (sum(t.numel() for t in thetas) + 2 * sum(t.shape[-1] for t in thetas))
+        assert extra.dense_operations == 2 * weights_per_token(bench.model) and extra.copy_bytes == 4 * HIDDEN * VOCABULARY
+    assert sum(second["quality"]["kl"]) > sum(first["quality"]["kl"]) > 0
+    assert compare_granular.at_share(found["points"], 0.5).to_json() == first["quality"]
+    assert compare_granular.at_share(found["points"], 0.6) is None
+
+
+@pytest.mark.skipif(library.path() is None, reason="no compiled library")
+def test_a_granular_decoder_is_timed_beside_the_dense_one(bench, monkeypatch):
+    read = type("Read", (), {"bytes": 1, "__call__": lambda self, turn: None})
+    monkeypatch.setattr(compare_speed, "ReadBandwidth", read)
+    found = compare_speed._trained({"tiny": bench}, {"model": "tiny", "share": 0.5, "prompt": 8})
+    assert len(found["ratios"]) == 16 - 8 - compare_speed.WARMUP and found["bytes"]["sparse"] < found["bytes"]["dense"]
+    assert found["skipped"] > 0.1 and found["token_share"] == 1
 
 
 def test_rotations_are_paid_from_the_budget(bench):
@@ -232,6 +272,7 @@ BEST = {"rotate": "ffn", "score": "magnitude", "head": "refined", "allocation": 
 def test_tasks_are_scored_for_the_dense_model_and_every_method(bench, monkeypatch):
     monkeypatch.setattr(compare_tasks, "bench_for", lambda loaded, name, text: bench)
     monkeypatch.setattr(compare_tasks, "run_benchmarks", lambda *a, **k: type("R", (), {"to_dict": lambda self: {"n": 1}})())
+    monkeypatch.setattr(compare_granular, "run_benchmarks", compare_tasks.run_benchmarks)
     monkeypatch.setattr(compare_tasks, "METHODS", ("cats", "spread"))
     monkeypatch.setattr(compare_tasks, "COSTS", {"tokens": 32, "length": 16, "seed": 1})
     monkeypatch.setattr(compare_tasks, "current", lambda: dict(BEST))
@@ -240,7 +281,7 @@ def test_tasks_are_scored_for_the_dense_model_and_every_method(bench, monkeypatc
     checkpoint = Checkpoint()
     data, params, _ = compare_tasks.run(checkpoint)
     rows = data[common.MODELS[0]]
-    assert [r["method"] for r in rows] == ["dense", "cats", "cats", "spread", "spread"] and params["candidate"] == BEST
+    assert [r["method"] for r in rows] == ["dense", "cats", "cats", "spread", "spread", "cwic", "cwic"] and params["candidate"] == BEST
     assert "reason" in rows[2] and rows[3]["skipped"] == pytest.approx(0.2, abs=0.04)
     assert len(fits) == len(common.MODELS) and checkpoint.seen[-1]["candidate"] == BEST  # both shares from one fit
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from sparsity_lib.evaluate.quality import evaluate
-from sparsity_lib.experiments import common
+from sparsity_lib.experiments import common, compare_granular
 from sparsity_lib.experiments.compare_common import DTYPE, EVERY_METHOD, SEARCH, Bench, Point, bench_for
 from sparsity_lib.experiments.scap_grid import EVERY, TEXT
 
@@ -27,6 +27,11 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
             own["methods"][method] = found["points"]
             own.update(dense=found["dense"], ids=found["ids"])
             print(f"{name} {method} done", flush=True)
+        if trained := compare_granular.shares_of(name):
+            params = {"model": name, "method": compare_granular.METHOD, "shares": trained, "text": TEXT, "every": EVERY[name],
+                      "dtype": DTYPE}
+            found = checkpoint.item(params, partial(granular, loaded, params))
+            data[name]["methods"][compare_granular.METHOD] = found["points"]
     return data, {"methods": EVERY_METHOD, "shares": SHARES, "text": TEXT, "every": EVERY, "dtype": DTYPE, "search": SEARCH,
                   "calibration": common.CALIBRATION}, [0]
 
@@ -35,6 +40,11 @@ def measure(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
     """One method at all shares."""
     bench = bench_for(loaded, params["model"], params["text"])
     return measured(bench, bench.points(params["method"], params["shares"], **params.get("options", {})), params["every"])
+
+
+def granular(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
+    """CWIC's thresholds, where they were trained."""
+    return compare_granular.quality(bench_for(loaded, params["model"], params["text"]), params["shares"], params["every"])
 
 
 def measured(

@@ -11,6 +11,7 @@ import numpy as np
 from sparsity_lib.evaluate.bench_result import BenchmarkResult, TaskResult
 from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
 from sparsity_lib.evaluate.quality import Quality
+from sparsity_lib.experiments import compare_granular
 from sparsity_lib.experiments.claws_report import cell, label, points, short
 from sparsity_lib.experiments.compare_common import BOUNDS, EVERY_METHOD, WITH_HEAD
 from sparsity_lib.overheads import Overheads
@@ -22,6 +23,8 @@ SLACK = 0.012
 #: Those of the papers, and the same carried on to the head.
 PUBLISHED = tuple(m for m in EVERY_METHOD if m not in (*BOUNDS, *WITH_HEAD))
 SINGLE = (*PUBLISHED, *WITH_HEAD)
+#: What tables list: those, the bounds, and what was trained.
+LISTED = (*EVERY_METHOD, compare_granular.METHOD)
 
 
 @dataclass(frozen=True)
@@ -60,28 +63,34 @@ def curve(data: Data, model: str, method: str) -> Curve | None:
     return Curve.of(data[model]["methods"][method])
 
 
+def known(data: Data, model: str, methods: Sequence[str]) -> list[str]:
+    """Of `methods`, those that a model has: thresholds were trained for one model only."""
+    return [method for method in methods if method in data[model]["methods"]]
+
+
 def quality_points(data: Data, methods: Sequence[str]) -> dict[str, dict[str, list[tuple[float, Interval]]]]:
     """model -> method -> [(share skipped, KL)]: what `figures.claws.sweep` draws."""
     return {model: {method: [(p["shares"]["skipped"], Quality.from_json(p["quality"]).divergence())
-                             for p in data[model]["methods"][method] if "quality" in p] for method in methods} for model in data}
+                             for p in data[model]["methods"][method] if "quality" in p] for method in known(data, model, methods)}
+            for model in data}
 
 
-def quality_rows(data: Data, shares: Sequence[float], methods: Sequence[str] = EVERY_METHOD) -> list[list[Any]]:
+def quality_rows(data: Data, shares: Sequence[float], methods: Sequence[str] = LISTED) -> list[list[Any]]:
     """Model, method; KL at each share, None where the method cannot reach it."""
     rows = []
     for model in data:
-        for method in methods:
+        for method in known(data, model, methods):
             own = curve(data, model, method)
             found = [None if own is None else own.kl_at(share) for share in shares]
             rows.append([short(model), label(method), *(None if kl is None else cell(kl, ".3f") for kl in found)])
     return rows
 
 
-def reach_rows(data: Data, methods: Sequence[str] = EVERY_METHOD) -> list[list[Any]]:
+def reach_rows(data: Data, methods: Sequence[str] = LISTED) -> list[list[Any]]:
     """Model, method, the largest share asked for that it reaches (%), and why it ends there."""
     rows = []
     for model in data:
-        for method in methods:
+        for method in known(data, model, methods):
             found = data[model]["methods"][method]
             reached = [100 * p["share"] for p in found if "quality" in p]
             reason = next((p["reason"] for p in found if "reason" in p), None)
@@ -94,11 +103,11 @@ def nearest(found: Sequence[Data], share: float) -> Data | None:
     return next((p for p in found if abs(p["share"] - share) < 1e-9 and "quality" in p), None)
 
 
-def extra_rows(data: Data, share: float, methods: Sequence[str] = EVERY_METHOD) -> list[list[Any]]:
+def extra_rows(data: Data, share: float, methods: Sequence[str] = LISTED) -> list[list[Any]]:
     """Model, method; memory and operations that it adds, in percent of the dense model's, at a share (or its largest)."""
     rows = []
     for model in data:
-        for method in methods:
+        for method in known(data, model, methods):
             own = [p for p in data[model]["methods"][method] if "quality" in p]
             point = nearest(own, share) or (own[-1] if own else None)
             if point is None:

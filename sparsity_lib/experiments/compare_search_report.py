@@ -9,6 +9,7 @@ import numpy as np
 
 from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval, resample
 from sparsity_lib.evaluate.quality import Quality
+from sparsity_lib.experiments import compare_granular
 from sparsity_lib.experiments.claws_report import cell, label, short
 from sparsity_lib.experiments.compare_report import SINGLE, at_share, best_single, curve
 from sparsity_lib.report import Number
@@ -126,6 +127,9 @@ def picture(speed: Data, quality: Data, search: Data) -> dict[str, dict[str, lis
                 continue
             if row["method"] == "spread":
                 own = held_out(search, model, "chosen", row["share"])
+                kl = None if own is None else own.divergence()
+            elif row["method"] == compare_granular.METHOD:
+                own = compare_granular.at_share(quality[model]["methods"].get(row["method"], ()), row["share"])
                 kl = None if own is None else own.divergence()
             else:
                 known, part = curve(quality, model, row["method"]), row["token_share"]

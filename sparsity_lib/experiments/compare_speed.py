@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsity_lib.bench.timing import ReadBandwidth, interleaved
 from sparsity_lib.decode import Decoder, ModelSource
 from sparsity_lib.errors import SparsityError
-from sparsity_lib.experiments import common
+from sparsity_lib.experiments import common, compare_granular
 from sparsity_lib.experiments.compare_common import DTYPE, WEIGHTS, Bench, Point, bench_for, maker
 from sparsity_lib.experiments.compare_search import COSTS, HEAD_EVERY, current
 from sparsity_lib.experiments.compare_tasks import point_of
@@ -35,12 +35,13 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
     candidate = current()
     for name in common.MODELS:
         loaded: dict[str, Bench] = {}
-        for method in METHODS:
+        for method in (*METHODS, compare_granular.METHOD):
             searched = {"costs": COSTS, "head_every": HEAD_EVERY[name], "candidate": candidate} if method == "spread" else {}
-            for share in SHARES[name]:
+            trained = method == compare_granular.METHOD
+            for share in compare_granular.shares_of(name) if trained else SHARES[name]:
                 params = {"model": name, "method": method, "share": share, "prompt": PROMPT, "tokens": TOKENS, "dtype": DTYPE,
                           "calibration": CALIBRATION, "threads": torch.get_num_threads(), **searched}
-                found = checkpoint.item(params, partial(_item, loaded, params))
+                found = checkpoint.item(params, partial(_trained if trained else _item, loaded, params))
                 data.setdefault(name, []).append({"method": method, "share": share, **found})
                 print(f"{name} {method} {share}: {found.get('ratio', found.get('reason'))}", flush=True)
     return data, {"methods": METHODS, "shares": SHARES, "prompt": PROMPT, "tokens": TOKENS, "dtype": DTYPE,
@@ -54,9 +55,16 @@ def _item(loaded: dict[str, Bench], params: Mapping[str, Any]) -> dict[str, Any]
     return measure(bench, point, params["prompt"])
 
 
+def _trained(loaded: dict[str, Bench], params: Mapping[str, Any]) -> dict[str, Any]:
+    bench = bench_for(loaded, params["model"], {"sequences": 2, "length": PROMPT + TOKENS + WARMUP})
+    decoders, model = compare_granular.decoders(bench, params["share"], bench.ids.shape[1])
+    return {**_timed(decoders, bench.ids[:1], params["prompt"]), "token_share": 1.0,
+            "skipped": compare_granular.skipped(model, bench.ids[:2])}
+
+
 def asked(method: str, share: float) -> float:
     """The share, counted over whole sequences, with which a sparse token skips `share`: those that are decoded are all sparse."""
-    return share * (1.0 if method in (*WEIGHTS, "spread") else maker(method)(0.5).token_share)
+    return share * (1.0 if method in (*WEIGHTS, "spread", compare_granular.METHOD) else maker(method)(0.5).token_share)
 
 
 def measure(bench: Bench, point: Point, prompt: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from sparsity_lib.evaluate.benchmarks import run_benchmarks
-from sparsity_lib.experiments import common
+from sparsity_lib.experiments import common, compare_granular
 from sparsity_lib.experiments.compare_common import DTYPE, Bench, Point, bench_for
 from sparsity_lib.experiments.compare_search import COSTS, HEAD_EVERY, candidate_points, current
 from sparsity_lib.experiments.scap_grid import TEXT
@@ -25,7 +25,8 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
     candidate = current()
     for name in common.MODELS:
         loaded: dict[str, Bench] = {}
-        for method, share in [("dense", 0.0), *((m, s) for m in METHODS for s in SHARES[name])]:
+        trained = [(compare_granular.METHOD, share) for share in compare_granular.shares_of(name)]
+        for method, share in [("dense", 0.0), *((m, s) for m in METHODS for s in SHARES[name]), *trained]:
             searched = {"costs": COSTS, "head_every": HEAD_EVERY[name], "candidate": candidate} if method == "spread" else {}
             params = {"model": name, "method": method, "share": share, "tasks": TASKS, "dtype": DTYPE,
                       "calibration": common.CALIBRATION, **searched}
@@ -55,6 +56,8 @@ def _score(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
         return {task: run_benchmarks(bench.model, bench.tokenizer, task, limit=limit).to_dict()
                 for task, limit in params["tasks"].items()}
 
+    if params["method"] == compare_granular.METHOD:
+        return compare_granular.tasks(bench, params)
     if params["method"] == "dense":
         return {"results": results()}
     point = point_of(bench, params, params["share"], SHARES[params["model"]])
