@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from sparsity_lib.accounting import account, weights_per_token
+from sparsity_lib.accounting import Account, account, weights_per_token
 from sparsity_lib.errors import SparsityError, unknown
 from sparsity_lib.evaluate.quality import Change
 from sparsity_lib.experiments import common
@@ -180,10 +180,14 @@ class Bench:
         with installed(self.model, point.change):
             counted = account(self.model, ids=self.ids[:2])
         recipe, found = point.change.recipe, counted_shares(counted)
-        rotations = recipe.token_share * counted.transform_weights / counted.dense_weights
-        return {**found, "skipped": found["skipped"] - rotations, "rotations_free": found["skipped"],
+        return {**found, "skipped": charged(counted, recipe), "rotations_free": found["skipped"],
                 "repair_weights": counted.repair_weights, "dense_weights": counted.dense_weights,
                 "extra": overheads(recipe, self.model).to_json()}
+
+
+def charged(counted: Account, recipe: Recipe) -> float:
+    """The share skipped of all weights, less what rotations read for the tokens that are made sparse."""
+    return counted.skipped - recipe.token_share * counted.transform_weights / counted.dense_weights
 
 
 def _sites_and_weights(model: nn.Module) -> tuple[SiteMap, int]:
