@@ -160,7 +160,7 @@ def test_kept_models_open_again_and_damage_is_noticed(folder, monkeypatch):
 
 def test_teal_and_smaller_dense_networks_are_measured_beside(folder, monkeypatch):
     text, calibration = {"sequences": 8, "length": 32}, {"tokens": 256, "length": 32}
-    for way in ("uniform", "greedy"):
+    for way in ("uniform", "greedy", "head"):
         found = cwic_small.measure_teal({"teal": way, "ratios": (1.25, 3.0), "text": text, "calibration": calibration,
                                          "search": {"tokens": 64, "length": 32, "highest": 0.99}, "model": "small-llama"})
         assert [p["asked"] for p in found["points"]] == [1.25, 3.0]

@@ -88,6 +88,17 @@ def test_rows_set_every_way_beside_the_better_teal(small):
     assert report.twin_rows(small)[0][4].value == pytest.approx(0.2)
 
 
+def test_teal_with_the_head_is_a_row_a_curve_and_a_rival_of_its_own(small):
+    both = report.beside_head(small, teal(0.2))
+    assert "head" not in small["teal"] and report.HEADED not in report.frontiers(small)
+    figures.frontier({"small-llama": report.frontiers(both)})
+    names = [row[1] for row in report.rows(both) if row[0] == "3x"]
+    assert names[-1] == report.HEADED and names[-2].startswith("TEAL")
+    plain, headed = (rules.verdict_teal(both, "small", "CWIC, active parameters", head=head) for head in (False, True))
+    assert headed.number < plain.number and headed.claim.endswith("TEAL with the head")
+    assert len(rules.small_verdicts(both)) == len(rules.small_verdicts(small)) + 1
+
+
 def test_ablations_are_paired_with_what_is_unchanged(ablations):
     assert report.times_kl(report.ablation(ablations, "no stripes", 3.0)).value == pytest.approx(1.3)
     assert report.ablation(ablations, "flops, no warm-up") is None

@@ -17,6 +17,8 @@ from sparsity_lib.report import Number
 Run = Mapping[str, Any]
 #: Ratios at which the chapter compares.
 AT = (2.0, 3.0, 4.0, 5.0, 6.0)
+#: TEAL where its rule is carried on to the head.
+HEADED = "TEAL, head included"
 
 
 def quality(point: Mapping[str, Any]) -> Quality:
@@ -81,8 +83,13 @@ def ways(data: Mapping[str, Any]) -> dict[str, list[Run]]:
 
 def teal_at(data: Mapping[str, Any], ratio: float, way: str = "greedy") -> Quality | None:
     """TEAL at a measured ratio of the whole model."""
-    teal = data["teal"][way]
-    return at_ratio([{"ratio": 1.0, "quality": teal["dense"]}, *teal["points"]], ratio)
+    teal = data["teal"].get(way)
+    return None if teal is None else at_ratio([{"ratio": 1.0, "quality": teal["dense"]}, *teal["points"]], ratio)
+
+
+def beside_head(data: Mapping[str, Any], headed: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's runs, and TEAL with the head as a further site (`cwic_head`) among its ways."""
+    return {**data, "teal": {**data["teal"], "head": headed}}
 
 
 def best_teal(data: Mapping[str, Any], ratio: float) -> Quality | None:
@@ -107,6 +114,8 @@ def rows(data: Mapping[str, Any], ratios: Sequence[float] = AT) -> list[list[Any
                 reached.append((name, own))
         if teal is not None:
             reached.append(("TEAL, the better allocation", teal))
+        if (headed := teal_at(data, ratio, "head")) is not None:
+            reached.append((HEADED, headed))
         for name, own in reached:
             gap = None if teal is None or own is teal else cell(difference(own, teal), "+z.3f", atol=0.01)
             extra = cell(difference(own, dense_of(data), "nll"), "+z.3f", atol=0.01)
@@ -121,7 +130,9 @@ def frontiers(data: Mapping[str, Any]) -> dict[str, list[tuple[float, Interval]]
     for name, runs in ways(data).items():
         own = [(r, q) for r in AT if (q := pooled_at(runs, data["teal"]["uniform"], r)) is not None]
         found[name] = [start, *((r, loss(q)) for r, q in own)]
-    for way, name in (("uniform", "TEAL"), ("greedy", "TEAL, greedy")):
+    for way, name in (("uniform", "TEAL"), ("greedy", "TEAL, greedy"), ("head", HEADED)):
+        if way not in data["teal"]:
+            continue
         found[name] = [start, *((p["ratio"], loss(quality(p))) for p in data["teal"][way]["points"])]
     if "twins" in data:
         found["smaller dense"] = sorted(((t["ratio"], loss(quality(t))) for t in data["twins"].values()), key=lambda p: p[0])

@@ -25,7 +25,10 @@ from sparsity_lib.experiments.smallnets_styles import STYLES
 from sparsity_lib.fit import fit_many
 from sparsity_lib.greedy import greedy
 from sparsity_lib.install import installed
+from sparsity_lib.methods.head import with_head
+from sparsity_lib.methods.larosa import density_for_share
 from sparsity_lib.methods.teal import teal
+from sparsity_lib.recipe import Recipe
 from sparsity_lib.sites import find_sites
 from sparsity_lib.train.losses import next_token
 from sparsity_lib.train.trainer import train
@@ -90,14 +93,21 @@ def density_at(ratio: float, model: nn.Module) -> float:
     return round(1 - dense * (1 - 1 / ratio) / covered, 6)
 
 
+def _headed(density: float) -> Recipe:
+    return with_head(teal(density))
+
+
 def measure_teal(params: dict) -> dict[str, Any]:
-    """Quality and ratio of TEAL on the dense network, uniform or by its greedy search, at each ratio it can reach."""
+    """Quality and ratio of TEAL on the dense network: uniform, by its greedy search, or uniform and at the head too."""
     model, tokenizer = load_model(params["model"])
     ids = common.evaluation_ids(tokenizer, **params["text"])
-    densities = [density_at(ratio, model) for ratio in params["ratios"]]
-    if params["teal"] == "uniform":
-        plans = fit_many([teal(d) for d in densities], model, tokenizer, **params["calibration"])
+    if params["teal"] == "head":
+        wanted = [_headed(density_for_share(_headed, model, 1 - 1 / ratio)) for ratio in params["ratios"]]
+        plans = fit_many(wanted, model, tokenizer, **params["calibration"])
+    elif params["teal"] == "uniform":
+        plans = fit_many([teal(density_at(r, model)) for r in params["ratios"]], model, tokenizer, **params["calibration"])
     else:
+        densities = [density_at(ratio, model) for ratio in params["ratios"]]
         targets = [round(1 - d, 6) for d in densities]
         path = greedy(teal(), model, tokenizer, target=max(targets), **params["search"])
         plans = path.plans(targets, model, tokenizer, **params["calibration"])

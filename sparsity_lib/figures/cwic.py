@@ -17,7 +17,8 @@ WAYS: dict[str, tuple[str, str, Any]] = {
     "CWIC, to 3x": (style.BLUE, "s", "--"), "CWIC, to 6x": (style.BLUE, "*", "-"),
     "thresholds alone, to 2x": (style.ORANGE, "v", ":"), "thresholds alone, to 3x": (style.ORANGE, "^", "--"),
     "thresholds and LoRA, to 3x": (style.GREEN, "P", "--"),
-    "TEAL": (style.PURPLE, "h", "-"), "TEAL, greedy": (style.PURPLE, "D", "--"), "smaller dense": (style.BLACK, "x", ":"),
+    "TEAL": (style.PURPLE, "h", "-"), "TEAL, greedy": (style.PURPLE, "D", "--"), "TEAL, head included": (style.PURPLE, "s", "-."),
+    "smaller dense": (style.BLACK, "x", ":"),
 }
 #: Matrices in the order of a block.
 ROLES = {"q": (style.BLUE, "o"), "k": (style.SKY, "v"), "v": (style.RED, "D"), "o": (style.GREEN, "s"),
