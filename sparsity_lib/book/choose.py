@@ -24,7 +24,7 @@ Ranked = list[tuple[Curve, Point]]
 
 
 def ranked(model: str, skipped: float) -> Ranked:
-    """Methods that were measured around a share of weights skipped, from the least KL on; bounds and what was trained left out."""
+    """Methods that were measured around a share of weights skipped, from the least KL on; without bounds and what was trained."""
     found = [(curve, point) for curve in curves()[model].values() if curve.method not in LEFT_OUT and curve.sites not in PARTS
              and (point := curve.at(skipped)) is not None]
     return sorted(found, key=lambda pair: pair[1].kl.value)
@@ -55,8 +55,8 @@ def ranking() -> str:
                 Number(kl.value, ".3f", kl.low, kl.high), None if fast is None else Number(fast, ".2f"),
                 None if behind is None else f"{named(behind[0])}, {behind[1].kl.value / kl.value:.1f} times the KL"])
     columns = [
-        "model", "weights skipped", "closest", "KL of the first [95% interval] (nats per token)", "decoding, times as fast as dense",
-        "next"]
+        "model", "weights skipped", "closest", "KL of the first [95% interval] (nats per token)",
+        "decoding, times as fast as dense", "next"]
     return table(columns, rows, CAPTION, "tab-choose")
 
 

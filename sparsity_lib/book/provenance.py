@@ -91,11 +91,13 @@ def versions() -> str:
 
 
 def assets() -> str:
-    """A table of what is fetched: wheels used as data files."""
-    rows = [[asset.name, f"`{wheel.package}` {wheel.version}", wheel.megabytes, wheel.licence, asset.what]
-            for asset in ASSETS.values() for wheel in asset.wheels]
-    return table(["asset", "package", "MB", "licence", "what it is"], rows,
-                 "Models, texts and scripts, each from a package of the Python index that is read as a data file, not imported.",
+    """A table of what is fetched: wheels used as data files, those of one asset together."""
+    rows = [[asset.name, ", ".join(f"`{wheel.package}` {wheel.version}" for wheel in asset.wheels),
+             sum(wheel.megabytes for wheel in asset.wheels), ", ".join(dict.fromkeys(wheel.licence for wheel in asset.wheels)),
+             asset.what]
+            for asset in ASSETS.values()]
+    return table(["asset", "packages", "MB", "licence", "what it is"], rows,
+                 "Models, texts and scripts, from packages of the Python index that are read as data files, not imported.",
                  "tab-assets")
 
 
