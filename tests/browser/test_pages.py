@@ -2,11 +2,14 @@
 
 import html
 import html.parser
+import importlib
+import inspect
 import re
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+from sphinx.util.inventory import InventoryFile
 
 from sparsity_lib.book.markdown import pages
 
@@ -129,3 +132,28 @@ def test_chapters_carry_their_box_and_no_dead_buttons(built):
         text = html.unescape(re.sub("<[^>]+>", "", page))
         assert "What you may change" in text and rerun.command(chapter.removeprefix("notebooks/")) in text
         assert ('class="launch"' in page) == (launch.repository() is not None)
+
+
+#: Packages whose `__all__` is what a reader may use.
+PUBLIC = ("sparsity_lib", "sparsity_lib.methods", "sparsity_lib.ops", "sparsity_lib.decode", "sparsity_lib.train",
+          "sparsity_lib.cwic", "sparsity_lib.assets", "sparsity_lib.evaluate.benchmarks")
+
+
+def test_the_library_pages_have_every_public_name_once_and_nothing_private(built):
+    """Names of the index that Sphinx writes; what is imported from elsewhere may stand there under that module's name."""
+    with (built / "objects.inv").open("rb") as file:
+        index = InventoryFile.load(file, "", lambda base, path: path)
+    listed = {name for kind, names in index.items() if kind.startswith("py:") and kind != "py:module" for name in names}
+    private = [name for name in listed if any(part.startswith("_") for part in name.split("."))]
+    assert private == []
+    for package in map(importlib.import_module, PUBLIC):
+        for name in package.__all__:
+            found = getattr(package, name)
+            home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+            missing = not {f"{package.__name__}.{name}", home} & listed and not any(n.endswith(f".{name}") for n in listed)
+            assert inspect.ismodule(found) or not missing, f"{package.__name__}.{name}"
+    objects: dict[int, str] = {}
+    for name in sorted({*index["py:class"], *index["py:function"]}):
+        module, _, own = name.rpartition(".")
+        found = getattr(importlib.import_module(module), own)
+        assert objects.setdefault(id(found), name) == name
