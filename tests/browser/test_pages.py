@@ -140,7 +140,7 @@ PUBLIC = ("sparsity_lib", "sparsity_lib.methods", "sparsity_lib.ops", "sparsity_
 
 
 def test_the_library_pages_have_every_public_name_once_and_nothing_private(built):
-    """Names of the index that Sphinx writes; what is imported from elsewhere may stand there under that module's name."""
+    """By the index that Sphinx writes: what is imported from elsewhere may stand there under that module's name, or both."""
     with (built / "objects.inv").open("rb") as file:
         index = InventoryFile.load(file, "", lambda base, path: path)
     listed = {name for kind, names in index.items() if kind.startswith("py:") and kind != "py:module" for name in names}
@@ -152,8 +152,8 @@ def test_the_library_pages_have_every_public_name_once_and_nothing_private(built
             home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
             missing = not {f"{package.__name__}.{name}", home} & listed and not any(n.endswith(f".{name}") for n in listed)
             assert inspect.ismodule(found) or not missing, f"{package.__name__}.{name}"
-    objects: dict[int, str] = {}
-    for name in sorted({*index["py:class"], *index["py:function"]}):
+    objects: dict[int, str] = {}  # object -> its place
+    for name, (_, _, place, _) in sorted({**index["py:class"], **index["py:function"]}.items()):
         module, _, own = name.rpartition(".")
         found = getattr(importlib.import_module(module), own)
-        assert objects.setdefault(id(found), name) == name
+        assert objects.setdefault(id(found), place) == place, name
