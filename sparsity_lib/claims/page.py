@@ -55,10 +55,10 @@ def counts() -> str:
     """A table: papers by outcomes, with the sum."""
     rows = [[link_to(paper), *(sum(j.outcome == o for j in found) for o in OUTCOMES), len(found)]
             for paper, found in judged().items()]
-    rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(OUTCOMES) + 2))])
+    rows.append(["all papers", *(sum(row[i] for row in rows) for i in range(1, len(OUTCOMES) + 2))])
     caption = ("What became of the claims. One is put to several models or settings where that is possible; it is *mixed* where "
                "some reproduce it and some do not.")
-    return table(["paper", *(badge(o) for o in OUTCOMES), "claims"], rows, caption, "tab-claims")
+    return table(["paper", *(badge(o) for o in OUTCOMES), "all"], rows, caption, "tab-claims")
 
 
 def link_to(paper: str) -> str:
