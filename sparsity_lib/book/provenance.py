@@ -114,11 +114,12 @@ def checksums() -> str:
 
 
 def chapters() -> str:
-    """A table of the chapters: parameters that a reader may change, and what reruns them."""
+    """A table of the chapters: parameters that a reader may change, and what reruns a chapter."""
     rows = []
     for name in markdown.chapters():
         defaults = ", ".join(f"`{p.name}={p.default!r}`" for p in parameters_of(name).values())
         file = project.root() / "notebooks" / f"{name}.ipynb"
-        rows.append([name, f"`make refresh NB={name}`", defaults, f"`{sha256(file)[:16]}`"])
-    return table(["chapter", "command", "parameters as committed", "file's sha256 begins"], rows,
-                 "Chapters. Their live numbers are kept with tolerances in `notebooks/records/`.", "tab-chapters")
+        rows.append([name, defaults, f"`{sha256(file)[:12]}`"])
+    return table(["chapter", "parameters as committed", "sha256 begins"], rows,
+                 "Chapters. `make refresh NB=CHAPTER` executes one anew; its live numbers are kept with tolerances in "
+                 "`notebooks/records/`.", "tab-chapters")
