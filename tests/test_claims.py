@@ -167,7 +167,7 @@ def test_every_stored_verdict_is_of_the_claim_it_stands_under_and_grouped_by_exp
         assert all(v.claim.partition(",")[0] == found.claim.id for v in found.verdicts), found.claim.id
         text = page._block(found)
         headings = [line for line in text.splitlines() if line.startswith("*Here:*")]
-        assert len(headings) == len(set(headings)) and headings, found.claim.id
+        assert len(headings) == len(set(headings)), found.claim.id
         for name in page.IDENTIFIERS:
             assert not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text), (found.claim.id, name)
 

@@ -19,6 +19,7 @@ IDENTIFIERS = {
     "lambada_openai": "LAMBADA", "triviaqa": "TriviaQA", "arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge",
     "hellaswag": "HellaSwag", "winogrande": "WinoGrande", "down_in": "down's inputs", "up_in": "gate's and up's inputs",
     "qkv_in": "the inputs of q, k and v", "o_in": "o's inputs", "+-": "±",
+    "minilm-l6": "MiniLM", "smollm2 int8": "SmolLM2, int8",
 }
 _IDENTIFIERS = re.compile("|".join(rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in IDENTIFIERS))
 #: A sign beside each word, so that an outcome is never told by its colour alone.
@@ -140,7 +141,7 @@ def _item(claim: str, verdict: Verdict) -> str:
 
 def _untestable(claim: str, verdict: Verdict) -> str:
     where = _setting(claim, verdict)
-    start = f"*Here:* {where[:1].upper()}{where[1:]}{badge(NOT_TESTABLE)}"
+    start = f"{where[:1].upper()}{where[1:]}{badge(NOT_TESTABLE)}"
     return f"{start}: {_readable(verdict.because)}. The command for that: {verdict.experiment}."
 
 
