@@ -118,6 +118,7 @@ def test_the_search_finds_and_the_scheme_changes(tab, site):
     tab.goto(f"{site}/search.html?q=stripes")
     tab.wait_for_selector("#search-results li a", timeout=15_000)
     tab.goto(f"{site}/index.html")
+    tab.wait_for_url("**/book/index.html")  # where the folder's own index leads
     before = tab.evaluate("document.documentElement.dataset.theme")
     for _ in range(2):  # light, dark and the system's, in turn
         tab.locator("button.theme-switch-button").first.click()
