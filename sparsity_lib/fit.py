@@ -61,9 +61,14 @@ def fit_many(
     batches
         Instead of ids, for models that are not causal language models: keyword inputs of the model.
         Scores that need gradients then need batches with labels, for which the model returns a loss.
-    tokens, length, source, seed
-        How much of the embedded calibration text, in sequences of which length, from which source (all
-        sources by default), in which order.
+    tokens
+        How much of the embedded calibration text, where neither ids nor batches are given.
+    length
+        Tokens in each of its sequences.
+    source
+        Where it is from (`assets.sources`); by default all calibration sources.
+    seed
+        Of its order.
     batch_size
         Sequences a forward.
     sequential

@@ -177,6 +177,20 @@ class TestDocstrings:
                                              "    A number."]
 
 
+    def test_signatures_show_defaults_that_are_no_python(self):
+        given = "(a: ~x.Y = <factory>, b=<function <lambda>>, c=<function mean at 0x7f>, d=<class 'torch.nn.Linear'>, e: int = 3)"
+        assert docstrings.signature(None, "class", "x", None, None, given, "int") == (
+            "(a: ~x.Y = ..., b=..., c=mean, d=Linear, e: int = 3)", "int")
+        assert docstrings.signature(None, "class", "x", None, None, None, None) == (None, None)
+
+    def test_what_a_class_overrides_without_a_word_is_described_where_it_comes_from(self):
+        from sparsity_lib.parts import base, select
+
+        assert docstrings.repeats(select.TopK, "any_density") and docstrings.repeats(select.TopK, "kept")
+        assert not docstrings.repeats(select.TopK, "count")  # its own
+        assert not docstrings.repeats(base.Select, "kept")  # where it comes from
+
+
 class TestProvenance:
     def test_every_result_has_its_row_its_command_and_its_checksum(self):
         rows, details, sums = provenance.stored(), provenance.details(), provenance.checksums()

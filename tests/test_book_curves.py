@@ -33,7 +33,7 @@ class TestCurves:
     @pytest.mark.parametrize(("sites", "expected"), [
         ({"gate": 0.5}, "neurons"), ({"up_in": 0.3, "down_in": 0.001}, "up"), ({"up_in": 0.0, "down_in": 0.3}, "down"),
         ({"up_in": 0.3, "down_in": 0.3}, "ffn"), ({"up_in": 0.3, "down_in": 0.3, "qkv_in": 0.2, "o_in": 0.1}, "inputs"),
-        ({"up_in": 0.3, "head_in": 0.3}, "head"),
+        ({"up_in": 0.3, "head_in": 0.3}, "head"), ({"stripes": 0.5}, "stripes"),
     ])
     def test_sites_are_named_by_what_is_dropped(self, sites, expected):
         assert curves.where(sites) == expected and expected in curves.SITES
@@ -67,14 +67,17 @@ class TestCurves:
         def at(share, **more):
             return {"share": share, "quality": quality, "shares": {"skipped": share, "sites": {"gate": share}}, **more}
 
-        methods = {"cats": [at(0.2), {"share": 0.9, "reason": "cannot"}, at(0.1)], "claws": [at(0.1)],
+        trained = [{"share": share, "artifact": "x", "quality": quality, "shares": {"skipped": share}} for share in (0.5, 0.7)]
+        methods = {"cwic": trained, "cats": [at(0.2), {"share": 0.9, "reason": "cannot"}, at(0.1)], "claws": [at(0.1)],
                    "nobody knows": [at(0.1)] * 2, "wanda": [{"share": 0.1, "quality": quality, "shares": {"skipped": 0.1}}] * 2}
         data = {model: {"methods": methods} for model in curves.MODELS}
         (checkout / "results" / "compare_quality.json").write_text(json.dumps(
             {"name": "compare_quality", "data": data, "manifest": {}}))
         found = curves.curves.__wrapped__()
-        assert {name: c.result for name, c in found["gemma3-270m"].items()} == {"cats neurons": "compare_quality"}
+        assert {name: c.result for name, c in found["gemma3-270m"].items()} == {
+            "cats neurons": "compare_quality", "cwic stripes": "compare_quality"}
         assert [p.skipped for p in found["gemma3-270m"]["cats neurons"].points] == [0.1, 0.2]
+        assert [curves.Curve.own(c, p) for c in [found["gemma3-270m"]["cwic stripes"]] for p in c.points] == [0.5, 0.7]
         assert found["gemma3-270m"]["cats neurons"].points[0].kl.value == pytest.approx(0.2)
 
     def test_without_results_there_is_nothing(self, checkout):
@@ -121,15 +124,32 @@ class TestChoose:
     def test_the_table_names_who_is_level_and_how_far_the_next_is(self, made):
         rows = [line for line in choose.ranking().splitlines() if line.startswith("| m ")]
         assert rows[0].startswith("| m | 10% | **TEAL and LaRoSA** | ")
-        assert rows[0].endswith(">1.50</span> | CATS, 4.0 times as far |")
+        assert rows[0].endswith(">1.50</span> | CATS, 4.0 times the KL |")
         assert "**TEAL**" in rows[-1] and len(rows) == 7
 
-    def test_the_advice_names_stretches(self, made):
+    def test_the_advice_takes_as_few_methods_as_lead_all_the_way(self, made):
         level = {s: {c.method for c, _ in choose.level(choose.ranked("m", s / 100))} for s in range(10, 51)}
         last = max(s for s, methods in level.items() if "teal" in methods and s <= 30)
         assert {s for s, methods in level.items() if "larosa" in methods} == set(range(10, 31)) and 20 < last < 30
-        assert choose.advice() == (f"On m nothing is ahead of TEAL from 10% to {last}%, LaRoSA from 10% to 30% and TEAL from 31% "
-                                   "to 50% of all weights skipped.")
+        assert choose.stretches("m") == [("TEAL", 0.1, last / 100), ("LaRoSA", 0.1, 0.3), ("TEAL", 0.31, 0.5)]
+        assert choose.advice() == "- m: **LaRoSA** from 10% to 30%, then **TEAL** from 31% to 50% of all weights skipped.\n"
+
+    @pytest.mark.parametrize(("spans", "expected"), [
+        ([], []), ([("a", 0.1, 0.2)], [("a", 0.1, 0.2)]),
+        ([("a", 0.1, 0.2), ("b", 0.1, 0.3), ("c", 0.15, 0.4)], [("b", 0.1, 0.3), ("c", 0.3, 0.4)]),
+        ([("a", 0.1, 0.2), ("b", 0.4, 0.5)], [("a", 0.1, 0.2), ("b", 0.4, 0.5)]),
+        ([("a", 0.1, 0.5), ("b", 0.2, 0.3)], [("a", 0.1, 0.5)]),
+    ])
+    def test_stretches_cover_what_was_measured(self, spans, expected):
+        assert choose.led(spans) == expected
+
+    def test_without_results_the_advice_says_so(self, monkeypatch):
+        monkeypatch.setattr(choose, "curves", dict)
+        assert choose.advice() == "Nothing has been measured yet: `make results`.\n"
+
+    def test_what_was_trained_is_not_ranked(self, made):
+        choose.curves()["m"]["cwic stripes"] = curve("cwic", point(0.1, 0.001), point(0.5, 0.002), sites="stripes")
+        assert [c.method for c, _ in choose.ranked("m", 0.1)] == ["teal", "larosa", "cats"]
 
 
 class TestExplorer:

@@ -147,11 +147,29 @@ def test_the_page_shows_number_interval_verdict_reason_and_source():
     made = effect("X1, gemma3-270m", "w", "our test; sizes were set", number=1.2345, low=1.1, high=1.3, published=2.0, null=1.0)
     other = Verdict("X1, tasks", "w", "`make it`", None, None, None, NOT_TESTABLE, "takes a larger one")
     text = page._block(base.Judged(claim, (made, other), (("a run", "`make results R=a`"),)))
-    assert text.startswith("{#claim-x1 .claim}\n### X1 <span ") and "Loses “nothing”." in text
+    assert text.startswith("{#claim-x1 .claim}\n### X1 <span ") and "*The paper:* Loses “nothing”." in text
     assert '- Gemma: <span class="num">1.23 [1.10, 1.30]</span> ' in text and "↗ direction only</span>, the interval lies" in text
-    assert "Our test; sizes were set." in text
-    assert "Tasks: " in text and "takes a larger one. The command that would decide: `make it`." in text
+    assert "*Here:* Our test; sizes were set." in text
+    assert "lies beyond 1 on the claimed side, but does not reach the size asked for, 2" in text
+    assert "Tasks: " in text and "takes a larger one. The command for that: `make it`." in text
     assert "… pending</span>: `make results R=a`." in text and "numref" not in text
+
+
+def test_names_of_the_code_become_words():
+    assert page._readable("lambada_openai at down_in, 3 +- 1") == "LAMBADA at down's inputs, 3 ± 1"
+    assert page._readable("results/nm_triviaqa.json, triviaqa-x") == "results/nm_triviaqa.json, triviaqa-x"
+    same = "the interval lies beyond 0 on the claimed side and reaches the size asked for, 1"
+    assert page._readable(same) == same
+
+
+def test_every_stored_verdict_is_of_the_claim_it_stands_under_and_grouped_by_experiment():
+    for found in (judged for each in page.judged().values() for judged in each):
+        assert all(v.claim.partition(",")[0] == found.claim.id for v in found.verdicts), found.claim.id
+        text = page._block(found)
+        headings = [line for line in text.splitlines() if line.startswith("*Here:*")]
+        assert len(headings) == len(set(headings)), found.claim.id
+        for name in page.IDENTIFIERS:
+            assert not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text), (found.claim.id, name)
 
 
 def test_counts_add_up_and_an_unknown_paper_is_refused():

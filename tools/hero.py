@@ -1,4 +1,7 @@
-"""Draw book/_static/hero.png, the picture of the start page and the README, from stored runs: what skipping costs and brings."""
+"""Draw the picture of the start page and the README from stored runs: what skipping costs and brings.
+
+book/_static/hero.png has its two panels side by side; hero-narrow.png, for phones, one below the other.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,10 @@ MODEL = "smollm2-135m-instruct"
 SHOWN = ("random neurons", "cats neurons", "claws neurons", "scap ffn", "teal_greedy inputs", "larosa inputs")
 MARKS = {"smollm2-135m-instruct": ("o", style.BLUE), "gemma3-270m": ("s", style.GREEN), "Llama-3.2-1B": ("^", style.ORANGE),
          "Llama-3.2-3B": ("D", style.PURPLE)}
+
+
+#: File -> rows and columns of panels, inches of the picture's width and of a row's height.
+SHAPES = {"hero.png": (1, 2, style.WIDTH, 4.1), "hero-narrow.png": (2, 1, 3.9, 3.9)}
 
 
 def quality(axes: plt.Axes) -> None:
@@ -44,7 +51,7 @@ def speed(axes: plt.Axes) -> None:
         furthest = max(furthest, *x)
         axes.plot(x, y, marker, color=color, label=short(model))
     line = np.linspace(0, furthest + 3, 50)
-    axes.plot(line, 1 / (1 - line / 100), color=style.BLACK, linestyle=(0, (4, 2)), label="what the bytes allow")
+    axes.plot(line, 1 / (1 - line / 100), color=style.BLACK, linestyle=(0, (4, 2)), label="saved bytes alone")
     axes.set(xlabel="bytes left unread (% of all bytes)", ylabel="times as fast as dense decoding", title="what it brings",
              xlim=(0, None))
     _legend(axes)
@@ -56,18 +63,20 @@ def _legend(axes: plt.Axes) -> None:
 
 
 def main() -> int:
-    """Write the picture; returns the exit code."""
-    figure, (left, right) = style.figure(1, 2, height=4.1)
-    try:
-        quality(left)
-        speed(right)
-    except SparsityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    target = project.root() / "book" / "_static" / "hero.png"
-    figure.savefig(target, dpi=150, facecolor="white", metadata={"Software": None})
-    plt.close(figure)
-    print(target.relative_to(project.root()))
+    """Write both pictures; returns the exit code."""
+    for name, (rows, columns, width, height) in SHAPES.items():
+        figure, (first, second) = style.figure(rows, columns, height=height)
+        figure.set_size_inches(width, rows * height)
+        try:
+            quality(first)
+            speed(second)
+        except SparsityError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        target = project.root() / "book" / "_static" / name
+        figure.savefig(target, dpi=150, facecolor="white", metadata={"Software": None})
+        plt.close(figure)
+        print(target.relative_to(project.root()))
     return 0
 
 

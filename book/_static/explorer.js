@@ -118,7 +118,9 @@
     const found = shown().map((name) => [name, curves()[name], read(curves()[name].points, share)]);
     found.sort((a, b) => (a[2] ? a[2][KL] : Infinity) - (b[2] ? b[2][KL] : Infinity));
     all.textContent = "";
-    $("caption").textContent = "All methods with " + percent(share) + " of all weights skipped, the closest to the dense model first.";
+    const dense = data.models[$("model").value].dense;
+    $("caption").textContent = "All methods with " + percent(share) + " of all weights skipped, the closest to the dense model first" +
+      (dense ? " (its perplexity: " + digits(dense) + ")." : ".");
     const head = all.createTHead().insertRow(), body = all.createTBody();
     for (const name of ["method", "KL [95% interval] (nats per token)", "perplexity", "decoding, times as fast as dense",
       "dropped at its sites"]) cell(head, "th", name, "col");
@@ -161,7 +163,7 @@
     const rotated = curve.score === "input_rotated" ? "rotated " : "";
     const text = "A mask of " + curve.label + " with " + percent(share) + " of all weights skipped: which of the first " + columns + " " + rotated +
       curve.entries + " in layer " + kept.layer + " each token keeps (dark), " + percent(count / (rows * columns)) + " of those shown. " +
-      (data.masks.ranked[curve.score] === "token" ? "Every token keeps as many." : "One threshold decides, so that tokens keep more or fewer.");
+      (data.masks.ranked[curve.score] === "token" ? "Every token keeps the same number." : "One threshold decides, so that tokens keep more or fewer.");
     $("mask").setAttribute("aria-label", text);
     $("mask-text").textContent = text;
   }
@@ -173,8 +175,8 @@
         percent(points[points.length - 1][SKIPPED]) + " of all weights skipped, not at " + percent(share) + ".";
     }
     const fast = curve.bound ? null : speed(curve, share);
-    return curve.label + " on " + label + ", " + percent(share) + " of all weights skipped (" + percent(point[OWN]) + " of the " +
-      data.sites[curve.sites] + "): KL " + interval(point) + ", perplexity " + digits(point[PPL]) + "; " +
+    return curve.label + " on " + label + ", " + percent(share) + " of all weights skipped (" + percent(point[OWN]) + " of " +
+      data.sites[curve.sites] + "): KL " + interval(point) + " nats per token, perplexity " + digits(point[PPL]) + "; " +
       (curve.bound ? "a bound, not a method." : fast ? "decodes " + fast.toFixed(2) + " times as fast as dense." : "its speed was not measured there.");
   }
 

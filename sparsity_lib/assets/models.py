@@ -36,14 +36,30 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a model for inference, and its tokenizer.
 
-    `name` is an embedded name (see `MODELS`), a small network trained for the book (see `SMALL`), a local folder, or a hub
-    id, which goes to transformers with remote code off and safetensors only. A causal language model comes with its head;
-    any other comes as the class that its configuration names. The tokenizer is None for a model without one (a vision
-    model, say).
+    Parameters
+    ----------
+    name
+        An embedded name (see `assets.MODELS`), a small network trained for the book (see `assets.SMALL`), a local folder in
+        the Hugging Face format, or a hub id, which goes to transformers with remote code off and safetensors only.
+    dtype
+        Of the weights, a torch dtype or its name.
+    device
+        Where they are put.
+    attn_implementation
+        As transformers names it; by default its own choice.
 
-    Returns (model, tokenizer): the model in eval mode, no parameter requiring a gradient.
-    Raises SparsityError for a name that is neither known, nor a folder, nor reachable on a hub, and for a bad dtype or
-    device; AssetError where a model cannot be fetched or was damaged.
+    Returns
+    -------
+    (model, tokenizer)
+        The model in evaluation mode, no parameter requiring a gradient: a causal language model with its head, any other as
+        the class that its configuration names. The tokenizer is None for a model without one (a vision model, say).
+
+    Raises
+    ------
+    SparsityError
+        For a name that is neither known, nor a folder, nor reachable on a hub, and for a bad dtype or device.
+    AssetError
+        Where a model cannot be fetched or was damaged.
     """
     import sparsity_lib.drelu  # noqa: F401 - teaches transformers the architecture
 

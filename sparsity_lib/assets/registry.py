@@ -97,6 +97,7 @@ STORED = (
 #: The training splits behind the training texts.
 TRAINING = ("arc_challenge", "arc_easy", "boolq", "csqa", "hellaswag", "openbookqa", "piqa", "socialiqa", "winogrande")
 
+#: Name -> what is fetched, with its checksums.
 ASSETS: dict[str, Asset] = {
     asset.name: asset
     for asset in (

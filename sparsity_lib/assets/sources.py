@@ -17,6 +17,7 @@ from typing import Any
 from sparsity_lib.assets.benchmarks import load_benchmark
 from sparsity_lib.assets.requests import documents
 
+#: What a text may be used for: no source has two roles.
 ROLES = ("evaluation", "calibration", "training")
 Document = dict[str, Any]
 
@@ -84,6 +85,7 @@ def _piqa(document: Document) -> str:
     return f"{document['goal']} {document['sol' + str(int(document['label']) + 1)]}"
 
 
+#: Name -> where a text comes from and what it is for.
 SOURCES: dict[str, Source] = {
     "coqa": Source(
         "evaluation", "children's stories, school exams, novels, news and Wikipedia articles",

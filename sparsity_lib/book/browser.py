@@ -22,5 +22,6 @@ def chromium() -> str:
     """
     found = os.environ.get(SWITCH) or next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
-        raise SparsityError(f"no Chromium found. Fix: install one (Debian: apt install chromium), or name it: {SWITCH}=/path/to/it")
+        raise SparsityError(
+            f"no Chromium found. Fix: install one (Debian: apt install chromium), or name it: {SWITCH}=/path/to/it")
     return found

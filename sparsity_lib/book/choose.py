@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsity_lib.book.curves import BOUNDS, PARTS, Curve, Point, curves
+from sparsity_lib.book.curves import BOUNDS, PARTS, TRAINED, Curve, Point, curves
 from sparsity_lib.book.markdown import listed, table
 from sparsity_lib.book.speeds import speed
 from sparsity_lib.claims import page
@@ -13,15 +13,19 @@ from sparsity_lib.report import Number
 SHARES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40, 0.50)
 #: A stretch of shares that is shorter than this is not worth a word.
 STRETCH = 0.03
+#: Shares are tried a hundredth apart; neighbours are no further from each other than this.
+STEP = 0.015
+LEFT_OUT = (*BOUNDS, *TRAINED)
 CAPTION = (
-    "What stays closest to the dense model at a share of all weights skipped, by the stored runs. Several names: their 95% "
-    "intervals reach the first one's. Speed: of the first of them whose execution was measured. A dash: nothing was measured.")
+    "Who stays closest to the dense model at a share of all weights skipped, by the stored runs. Where several are named, their "
+    "95% intervals overlap with the first one's. Speed: decoding on two CPU cores, by the first of them whose execution was "
+    "measured; a dash where none was.")
 Ranked = list[tuple[Curve, Point]]
 
 
 def ranked(model: str, skipped: float) -> Ranked:
-    """Methods that were measured around a share of weights skipped, from the least KL on; bounds left out."""
-    found = [(curve, point) for curve in curves()[model].values() if curve.method not in BOUNDS and curve.sites not in PARTS
+    """Methods that were measured around a share of weights skipped, from the least KL on; without bounds and what was trained."""
+    found = [(curve, point) for curve in curves()[model].values() if curve.method not in LEFT_OUT and curve.sites not in PARTS
              and (point := curve.at(skipped)) is not None]
     return sorted(found, key=lambda pair: pair[1].kl.value)
 
@@ -49,34 +53,52 @@ def ranking() -> str:
             rows.append([
                 short(model), f"{skipped:.0%}", f"**{listed(named(curve) for curve, _ in best)}**",
                 Number(kl.value, ".3f", kl.low, kl.high), None if fast is None else Number(fast, ".2f"),
-                None if behind is None else f"{named(behind[0])}, {behind[1].kl.value / kl.value:.1f} times as far"])
+                None if behind is None else f"{named(behind[0])}, {behind[1].kl.value / kl.value:.1f} times the KL"])
     columns = [
-        "model", "weights skipped", "closest", "KL of the first (nats per token)", "decoding, times as fast as dense", "next"]
+        "model", "weights skipped", "closest", "KL of the first [95% interval] (nats per token)",
+        "decoding, times as fast as dense", "next"]
     return table(columns, rows, CAPTION, "tab-choose")
 
 
 def advice() -> str:
-    """A sentence a model: from where to where no other method is ahead of each."""
-    return " ".join(found for model in curves() if (found := _stretches(model)))
+    """A list, one entry a model: as few methods as lead over all shares that were measured, each with its stretch."""
+    lines = []
+    for model in curves():
+        if found := led(stretches(model)):
+            parts = [f"**{name}** from {low:.0%} to {high:.0%}" for name, low, high in found]
+            lines.append(f"- {short(model)}: {', then '.join(parts)} of all weights skipped.")
+    return "\n".join(lines) + "\n" if lines else "Nothing has been measured yet: `make results`.\n"
 
 
-def _stretches(model: str) -> str:
-    spans: list[tuple[str, float, float]] = []
+Span = tuple[str, float, float]
+
+
+def led(spans: list[Span]) -> list[Span]:
+    """The fewest of the spans that cover what all of them do, each from where the one before ends."""
+    found: list[Span] = []
+    while rest := [span for span in spans if not found or span[2] > found[-1][2]]:
+        start = max(min(low for _, low, _ in rest), found[-1][2] if found else 0.0)
+        name, _, high = max((span for span in rest if span[1] <= start + STEP), key=lambda span: span[2])
+        found.append((name, start, high))
+    return found
+
+
+def stretches(model: str) -> list[Span]:
+    """Name, first and last share of weights skipped: each stretch over which no other method is ahead of one."""
+    spans: list[Span] = []
     for skipped in (s / 100 for s in range(1, 100)):
         found = ranked(model, skipped)
         for curve, _ in level(found) if len(found) > 1 else ():
             name, start = named(curve), skipped
-            for before in [span for span in spans if span[0] == name and skipped - span[2] < 0.015]:
+            for before in [span for span in spans if span[0] == name and skipped - span[2] < STEP]:
                 spans.remove(before)
                 start = before[1]
             spans.append((name, start, skipped))
-    kept = [f"{name} from {low:.0%} to {high:.0%}" for name, low, high in sorted(spans, key=lambda span: span[1:])
-            if high - low >= STRETCH]
-    return f"On {short(model)} nothing is ahead of {listed(kept)} of all weights skipped." if kept else ""
+    return [span for span in sorted(spans, key=lambda span: span[1:]) if span[2] - span[1] >= STRETCH]
 
 
 def trained() -> str:
     """A paragraph on thresholds that are learned, which cost training: what claim A1 has come to."""
     found = next(judged for judged in page.judged()["CWIC, active parameters"] if judged.claim.id == "A1")
-    start = "With training, thresholds can be learned (CWIC). Whether they are then ahead of TEAL is [claim A1](#claim-a1): "
+    start = "With training, thresholds can be learned (CWIC). That this brings them ahead of TEAL is [claim A1](#claim-a1): "
     return f"{start}{page.badge(found.outcome)}.\n"

@@ -15,6 +15,7 @@ BLOCKS = {
     "claims-blocks": "sparsity_lib.claims.page:blocks",
     "slips-cwic": "sparsity_lib.claims.page:slips_cwic",
     "slips-scap": "sparsity_lib.claims.page:slips_scap",
+    "choose-advice": "sparsity_lib.book.choose:advice",
     "choose-ranking": "sparsity_lib.book.choose:ranking",
     "choose-trained": "sparsity_lib.book.choose:trained",
     "explorer": "sparsity_lib.book.explorer:page",
@@ -30,7 +31,6 @@ BLOCKS = {
 #: The same for a few words inside a sentence.
 WORDS = {
     "claims-summary": "sparsity_lib.claims.page:summary",
-    "choose-advice": "sparsity_lib.book.choose:advice",
 }
 
 

@@ -20,11 +20,14 @@ from sparsity_lib.pareto import front
 SWEPT = ("cats", "claws", "larosa", "inputs_topk", "oracle", "random")
 #: Not to be chosen: they read what they would skip, or do not look.
 BOUNDS = ("oracle", "random")
+#: Its thresholds are learned: shown in the explorer, never ranked among methods without training.
+TRAINED = ("cwic",)
 #: Where entries are dropped -> in words.
 SITES = {
-    "neurons": "neurons of the FFN", "up": "inputs of gate and up", "down": "inputs of down", "ffn": "all inputs of the FFN",
-    "inputs": "inputs of all linear layers", "head": "inputs of all linear layers and the head",
+    "neurons": "FFN neurons", "up": "gate and up inputs", "down": "down inputs", "ffn": "FFN inputs",
+    "inputs": "all linear inputs", "head": "all linear inputs and the head's", "stripes": "inputs by stripe of outputs",
 }
+_OF_KINDS = {"neurons": {"gate"}, "up": {"up_in"}, "down": {"down_in"}, "ffn": {"up_in", "down_in"}, "stripes": {"stripes"}}
 #: SCAP's two groups: parts of what it drops, which the explorer shows and the choice does not rank.
 PARTS = ("up", "down")
 #: A kind of site at which less than this share is dropped is not one of the method's.
@@ -90,7 +93,7 @@ class Curve:
 def where(sites: Mapping[str, float]) -> str:
     """The name in `SITES` of kinds of sites of which something is dropped."""
     kinds = frozenset(kind for kind, share in sites.items() if share >= LEAST)
-    for name, wanted in {"neurons": {"gate"}, "up": {"up_in"}, "down": {"down_in"}, "ffn": {"up_in", "down_in"}}.items():
+    for name, wanted in _OF_KINDS.items():
         if kinds == wanted:
             return name
     return "head" if "head_in" in kinds else "inputs"
@@ -140,11 +143,17 @@ def _comparison(stored: results.Result) -> Found:
     """Every method under one protocol; pruned weights, which have no sites, left out."""
     found: Found = {}
     for model in MODELS:
-        methods = {name: [p for p in points if "sites" in p.get("shares", ())]
+        methods = {name: [(p["quality"], shares) for p in points if "quality" in p and "sites" in (shares := _sited(name, p))]
                    for name, points in stored.data[model]["methods"].items() if name in style.LOOKS}
-        found[model] = [_curve(name, [_point(Quality.from_json(p["quality"]), p["shares"]) for p in points], stored.name)
+        found[model] = [_curve(name, [_point(Quality.from_json(quality), shares) for quality, shares in points], stored.name)
                         for name, points in methods.items() if len(points) > 1]
     return found
+
+
+def _sited(method: str, point: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A point's shares; trained thresholds differ from stripe to stripe of outputs, so theirs is that of weights."""
+    shares = point.get("shares", {})
+    return {**shares, "sites": {"stripes": shares["skipped"]}} if method in TRAINED and shares else shares
 
 
 #: Stored result -> how to read its curves. A later one takes the place of an earlier one's curve of the same name.
@@ -162,3 +171,15 @@ def curves() -> dict[str, dict[str, Curve]]:
             for model, own in read(results.load(name)).items():
                 found[model].update({curve.name: curve for curve in own})
     return {model: own for model, own in found.items() if own}
+
+
+@cache
+def dense_perplexities() -> dict[str, float]:
+    """Model -> perplexity of the dense model, from the latest source that keeps it."""
+    found = {}
+    for name in ("scap_grid", "compare_quality"):
+        if name in results.names():
+            data = results.load(name).data
+            found.update({model: Quality.from_json(data[model]["dense"]).perplexity().value
+                          for model in MODELS if "dense" in data.get(model, ())})
+    return found

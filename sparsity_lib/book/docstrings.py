@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
 from typing import Any
+
+from sphinx.pycode import ModuleAnalyzer
 
 _CODE = re.compile(r"(`+[^`]+`+)")
 _UNDERLINE = re.compile(r"^-{3,}$")
@@ -45,6 +49,36 @@ def _prose(line: str) -> str:
             piece = _ROLE_LIKE.sub(r"\\_", piece)
             pieces[i] = "\\ " + piece if i and piece[:1].isalnum() else piece  # code ends only before a break
     return "".join(pieces)
+
+
+#: Values in signatures that are no Python, which Sphinx would therefore print unread -> what stands for them.
+_VALUES = ((re.compile(r"<factory>|<function <lambda>>|<object object at [^>]*>"), "..."),
+           (re.compile(r"<function (?:[\w.]+\.)?(\w+)(?: at [^>]*)?>"), r"\1"),
+           (re.compile(r"<class '(?:[\w.]+\.)?(\w+)'>"), r"\1"))
+
+
+def signature(app: Any, what: str, name: str, obj: Any, options: Any, text: str | None, returns: str | None) -> Any:
+    """Sphinx's hook: a signature whose default values can be read."""
+    for pattern, instead in _VALUES if text else ():
+        text = pattern.sub(instead, text)
+    return text, returns
+
+
+def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
+    """Sphinx's hook: what a class overrides without a word of its own is described once, where it comes from."""
+    module, holder = (app.env.temp_data.get(f"autodoc:{kind}") for kind in ("module", "class"))
+    holder = getattr(sys.modules.get(module), holder or "", None)
+    return True if what == "class" and isinstance(holder, type) and repeats(holder, name) else None
+
+
+def repeats(holder: type, name: str) -> bool:
+    """Whether a base of a class has a member of this name, and the class itself no docstring nor comment for its own."""
+    if not any(name in vars(base) or name in vars(base).get("__annotations__", ()) for base in holder.__mro__[1:-1]):
+        return False
+    own = vars(holder).get(name)
+    if inspect.isroutine(own) or isinstance(own, property | staticmethod | classmethod):
+        return not own.__doc__
+    return (holder.__qualname__, name) not in ModuleAnalyzer.for_module(holder.__module__).find_attr_docs()
 
 
 #: What napoleon would take for "type: description" at its first colon.

@@ -8,7 +8,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 from sparsity_lib import results, style
-from sparsity_lib.book.curves import BOUNDS, SITES, Curve, curves
+from sparsity_lib.book.curves import BOUNDS, SITES, Curve, curves, dense_perplexities
 from sparsity_lib.book.speeds import points
 from sparsity_lib.experiments.claws_report import short
 
@@ -21,18 +21,18 @@ SCORES = {
     "larosa": "input_rotated", "wina": "input_norm",
 }
 #: The entries that a score's mask shows: kind of site, and what a reader calls them.
-SHOWN = {"gate": ("gate", "neurons"), "down": ("down_in", "inputs of down"), "input": ("up_in", "inputs of gate and up")}
+SHOWN = {"gate": ("gate", "FFN neurons"), "down": ("down_in", "down inputs"), "input": ("up_in", "gate and up inputs")}
 
 
 def data() -> dict[str, Any]:
-    """What explorer.js reads: the names of sites, and by model its curves, measured speeds and masks."""
+    """What explorer.js reads: the names of sites, and by model its curves, measured speeds, dense perplexity and masks."""
     stored = results.load(MASKS) if MASKS in results.names() else None
     return {
         "sites": SITES,
         "models": {
             model: {
                 "label": short(model), "curves": {name: _curve(model, curve) for name, curve in found.items()},
-                "masks": None if stored is None else stored.data[model],
+                "dense": dense_perplexities().get(model), "masks": None if stored is None else stored.data[model],
             } for model, found in curves().items()
         },
         "masks": None if stored is None else {"ranked": stored.manifest["params"]["ranked"],
@@ -86,8 +86,8 @@ _HTML = """\
 <svg id="explorer-chart" viewBox="0 0 640 330" role="img" aria-labelledby="explorer-chart-title">
 <title id="explorer-chart-title"></title></svg>
 <figcaption>Distance to the dense model by share of all weights skipped. Click or touch the picture to set the share. Thick:
-the chosen method, with its 95% interval and the measured points; thin: the others; grey: bounds, which no method can
-use.</figcaption>
+the chosen method, with its 95% interval (shaded) and the measured points; thin: the others, named in the table below; grey:
+bounds, which are no methods.</figcaption>
 </figure>
 <p id="explorer-caption"></p>
 <div class="explorer-scroll" tabindex="0" role="region" aria-label="All methods at this share">

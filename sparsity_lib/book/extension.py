@@ -71,6 +71,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("computed", ComputedWords())
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.napoleon")
+    app.connect("autodoc-process-signature", docstrings.signature)
+    app.connect("autodoc-skip-member", docstrings.skip)
     app.connect("autodoc-process-docstring", docstrings.process, priority=400)  # napoleon's hook has 500
     app.connect("autodoc-process-docstring", docstrings.restore, priority=600)
     app.connect("builder-inited", without_thebe)

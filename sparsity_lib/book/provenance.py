@@ -91,11 +91,13 @@ def versions() -> str:
 
 
 def assets() -> str:
-    """A table of what is fetched: wheels used as data files."""
-    rows = [[asset.name, f"`{wheel.package}` {wheel.version}", wheel.megabytes, wheel.licence, asset.what]
-            for asset in ASSETS.values() for wheel in asset.wheels]
-    return table(["asset", "package", "MB", "licence", "what it is"], rows,
-                 "Models, texts and scripts, each from a package of the Python index that is read as a data file, not imported.",
+    """A table of what is fetched: wheels used as data files, those of one asset together."""
+    rows = [[asset.name, ", ".join(f"`{wheel.package}` {wheel.version}" for wheel in asset.wheels),
+             sum(wheel.megabytes for wheel in asset.wheels), ", ".join(dict.fromkeys(wheel.licence for wheel in asset.wheels)),
+             asset.what]
+            for asset in ASSETS.values()]
+    return table(["asset", "packages", "MB", "licence", "what it is"], rows,
+                 "Models, texts and scripts, from packages of the Python index that are read as data files, not imported.",
                  "tab-assets")
 
 
@@ -112,11 +114,12 @@ def checksums() -> str:
 
 
 def chapters() -> str:
-    """A table of the chapters: parameters that a reader may change, and what reruns them."""
+    """A table of the chapters: parameters that a reader may change, and what reruns a chapter."""
     rows = []
     for name in markdown.chapters():
         defaults = ", ".join(f"`{p.name}={p.default!r}`" for p in parameters_of(name).values())
         file = project.root() / "notebooks" / f"{name}.ipynb"
-        rows.append([name, f"`make refresh NB={name}`", defaults, f"`{sha256(file)[:16]}`"])
-    return table(["chapter", "command", "parameters as committed", "file's sha256 begins"], rows,
-                 "Chapters. Their live numbers are kept with tolerances in `notebooks/records/`.", "tab-chapters")
+        rows.append([name, defaults, f"`{sha256(file)[:12]}`"])
+    return table(["chapter", "parameters as committed", "sha256 begins"], rows,
+                 "Chapters. `make refresh NB=CHAPTER` executes one anew; its live numbers are kept with tolerances in "
+                 "`notebooks/records/`.", "tab-chapters")

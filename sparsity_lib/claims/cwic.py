@@ -80,27 +80,29 @@ ACTIVE = (
     )),
     Claim("A4", "“a graceful performance tradeoff at higher sparsity levels”, where others “exhibit performance collapse” "
           "(TEAL beyond 3x)",
-          "cwic", ("fig-cwic-frontier",), (_from("cwic_small", "A4", "both from 2x to 3.5x"),)),
+          "cwic", ("fig-cwic-frontier",), (
+        _from("cwic_small", "A4", "the trained small Llama and TEAL on its teacher, from 2x to 3.5x"),
+    )),
     Claim("A5", "“a 1.7% performance hit using column sparsity” in place of stripes (3.05x)",
           "cwic", ("tab-cwic-active",), (
-        _from("cwic_ablations", "A5", "one stripe"),
+        _from("cwic_ablations", "A5", "training with one stripe for all outputs"),
     )),
     Claim("A6", "“a 1.6% performance drop with MSE on the last hidden states” (3.05x)",
           "cwic", ("tab-cwic-active",), (
-        _from("cwic_ablations", "A6", "a mean squared error added to the loss"),
+        _from("cwic_ablations", "A6", "training with a mean squared error added to the loss"),
     )),
     Claim("A7", "“some channels in the residual stream activate for almost every input across layers … They emerge very "
           "early (100 steps), and stay almost unchanged”",
           "cwic-patterns", ("fig-cwic-channels", "fig-cwic-stripes"), (
-        _watched("A7", "how often channels pass, in trained networks and during training"),
+        _watched("A7", "how often each channel passes its threshold, in trained networks and during training"),
     )),
     Claim("A8", "“activation of the V matrix is the most dense, followed by K and O … the dip in activation frequencies … "
           "from layers 8-14”",
           "cwic-patterns", ("fig-cwic-layers", "tab-density-smol", "tab-density-small"), (
-        _watched("A8", "shares read by matrix and layer"),
+        _watched("A8", "share of inputs read, by matrix and layer"),
     )),
     Claim("A9", "“Individual attention heads have consistently high/low activations across channels” (inputs of O)",
-          "cwic-patterns", ("fig-cwic-heads",), (_watched("A9", "variance within and between heads"),)),
+          "cwic-patterns", ("fig-cwic-heads",), (_watched("A9", "how much of the variance of O's activity lies between heads"),)),
     Claim("A10", "“stripes in the language modeling head corresponding to earlier vocabulary tokens have higher activation "
           "frequencies”; unregulated, “nearly *zero* compute towards infrequent tokens”",
           "cwic-patterns", ("fig-cwic-vocabulary",), (
@@ -109,12 +111,12 @@ ACTIVE = (
     )),
     Claim("A11", "“Arc-E taking 5% less compute on average” than ARC-Challenge",
           "cwic-patterns", ("fig-cwic-arc", "tab-cwic-arc"), (
-        _watched("A11", "weights read by question"),
+        _watched("A11", "weights read for each question"),
     )),
     Claim("A12", "“quoting sections of the user prompt … uses fewer active parameters. Punctuation, prepositions and "
           "filler words … lower budgets”; role tokens “very low”",
           "cwic-patterns", ("tab-kinds-smol", "tab-kinds-small"), (
-        _watched("A12", "weights read by kind of token"),
+        _watched("A12", "weights read for each kind of token"),
     )),
     Claim("A13", "“stable within a range of about 0.05 to 0.25” (bandwidth); momentum of 0.9 to 0.99 “very little impact”; "
           "other kernel functions “similar performance”",
@@ -122,31 +124,37 @@ ACTIVE = (
         _from("cwic_ablations", "A13", "short runs over bandwidth, momentum and kernel function"),
     )),
     Claim("A14", "“KL divergence between the base and APR models remains stable between 2x-4.5x APR. It curves up beyond”",
-          "cwic", ("fig-cwic-training",), (_from("cwic_small", "A14", "KL along the schedule"),)),
+          "cwic", ("fig-cwic-training",), (_from("cwic_small", "A14", "KL to the teacher along the schedule"),)),
     Claim("A15", "“θ benefited from a significantly higher learning rate … the base LR multiplied by η√n”",
           "cwic", ("tab-cwic-active",), (
-        _from("cwic_ablations", "A15", "runs with and without the factor"),
+        _from("cwic_ablations", "A15", "training with and without the factor"),
     )),
     Claim("A16", "“longer training in tokens improves quality (as seen with the continued 6x training)”: 43.8 to 44.5",
-          "cwic", ("fig-cwic-training",), (_from("cwic_small", "A16", "the last sixth of the steps, at 6x"),)),
+          "cwic", ("fig-cwic-training",), (
+        _from("cwic_small", "A16", "loss before and after the last sixth of the steps, at 6x"),
+    )),
     Claim("A17", "“Keeping the stripe size a multiple of the kernel block size … maintains the efficiency of TEAL's triton "
           "kernel”",
           "cwic", ("tab-cwic-products",), (_from("bench/cwic", "A17", "products in stripes beside whole columns, on a CPU"),)),
 )
 FLOPS = (
     Claim("F1", "“a steady decrease in performance across most benchmarks”: a mean of 57.1 falls to 44.0 from 1x to 6x",
-          "cwic", ("fig-cwic-frontier", "tab-cwic-small"), (_from("cwic_small", "F1", "loss from 1x to 6x"),)),
+          "cwic", ("fig-cwic-frontier", "tab-cwic-small"), (
+        _from("cwic_small", "F1", "loss of the trained small Llama from 1x to 6x"),
+    )),
     Claim("F2", "“outperform SmolLM models on MMLU, match on WinoGrande and underperform on ARC/HellaSwag” of equal active "
           "size",
           "cwic", ("tab-cwic-twins",), (Test("the papers' recipe", lambda stored: [rules.verdict_smollm()]),)),
     Claim("F3", "without warm-up or without the head's limit “immediate model collapse and performance equivalent to "
           "random choice”",
-          "cwic", ("tab-cwic-flops",), (_from("cwic_ablations", "F3", "neither warm-up nor limit, one at a time"),)),
+          "cwic", ("tab-cwic-flops",), (_from("cwic_ablations", "F3", "training without the warm-up, and without the limit"),)),
     Claim("F4", "without normalisation ARC falls from 44.1 to 42.4 at 3x, without stripes to 25.7 (chance)",
           "cwic", ("tab-cwic-flops",), (
-        _from("cwic_ablations", "F4", "no normalisation, one stripe"),
+        _from("cwic_ablations", "F4", "training without normalisation, and with one stripe"),
     )),
     Claim("F5", "“individual attention heads will have consistently high or low activations”: O's heads are pruned as "
           "wholes",
-          "cwic-patterns", ("fig-cwic-heads",), (_watched("F5", "variance within and between heads", of="A9"),)),
+          "cwic-patterns", ("fig-cwic-heads",), (
+        _watched("F5", "how much of the variance of O's activity lies between heads", of="A9"),
+    )),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sparsity_lib.claims.base import Claim, Run, Stored, Test
+from sparsity_lib.claims.base import Claim, Run, Stored, Test, renamed
 from sparsity_lib.experiments import nm_report, nm_verdicts
 from sparsity_lib.verdicts import Verdict
 
@@ -38,7 +38,8 @@ def _ratios(stored: Stored) -> list[Verdict]:
 
 def _eight(stored: Stored) -> list[Verdict]:
     data = stored["nm_quality"].data
-    return [nm_verdicts.verdict_hardware(), *(nm_verdicts.verdict_ratio(data, name, "8:16", FINER["8:16"]) for name in data)]
+    ratios = [renamed(nm_verdicts.verdict_ratio(data, name, "8:16", FINER["8:16"]), "N3") for name in data]
+    return [nm_verdicts.verdict_hardware(), *ratios]
 
 
 def _repairs(stored: Stored) -> list[Verdict]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cache
-from itertools import groupby
 
 from sparsity_lib.book.markdown import cell, labels, link, listed, number, pages, plural, reference, table
 from sparsity_lib.claims import OUTCOMES, PAPERS, Judged, judge
@@ -14,6 +14,14 @@ from sparsity_lib.experiments import cwic_slips, scap_slips
 from sparsity_lib.experiments.claws_report import short
 from sparsity_lib.verdicts import DIRECTION, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Verdict
 
+#: What verdicts call by the code's names -> what a reader calls it.
+IDENTIFIERS = {
+    "lambada_openai": "LAMBADA", "triviaqa": "TriviaQA", "arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge",
+    "hellaswag": "HellaSwag", "winogrande": "WinoGrande", "down_in": "down's inputs", "up_in": "gate's and up's inputs",
+    "qkv_in": "the inputs of q, k and v", "o_in": "o's inputs", "+-": "±",
+    "minilm-l6": "MiniLM", "smollm2 int8": "SmolLM2, int8",
+}
+_IDENTIFIERS = re.compile("|".join(rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in IDENTIFIERS))
 #: A sign beside each word, so that an outcome is never told by its colour alone.
 SIGNS = {REPRODUCED: "✓", DIRECTION: "↗", MIXED: "±", NOT_REPRODUCED: "✗", NOT_TESTABLE: "∅", PENDING: "…"}
 
@@ -41,17 +49,17 @@ def summary() -> str:
     counted = {o: sum(j.outcome == o for j in every) for o in OUTCOMES}
     words = listed(f"{count} {outcome}" for outcome, count in counted.items() if count)
     verdicts = sum(len(j.verdicts) for j in every)
-    return f"So far there are {plural(verdicts, 'verdict')} on {plural(len(every), 'claim')}. As a whole, {words}."
+    return f"So far there are {plural(verdicts, 'verdict')} on {plural(len(every), 'claim')}. Claim by claim: {words}."
 
 
 def counts() -> str:
     """A table: papers by outcomes, with the sum."""
     rows = [[link_to(paper), *(sum(j.outcome == o for j in found) for o in OUTCOMES), len(found)]
             for paper, found in judged().items()]
-    rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(OUTCOMES) + 2))])
+    rows.append(["all papers", *(sum(row[i] for row in rows) for i in range(1, len(OUTCOMES) + 2))])
     caption = ("What became of the claims. One is put to several models or settings where that is possible; it is *mixed* where "
                "some reproduce it and some do not.")
-    return table(["paper", *(badge(o) for o in OUTCOMES), "claims"], rows, caption, "tab-claims")
+    return table(["paper", *(badge(o) for o in OUTCOMES), "all"], rows, caption, "tab-claims")
 
 
 def link_to(paper: str) -> str:
@@ -78,12 +86,15 @@ def _of(paper: str) -> tuple[Judged, ...]:
 def _block(found: Judged) -> str:
     claim = found.claim
     heading = f"{{#claim-{claim.id.lower()} .claim}}\n### {claim.id} {badge(found.outcome)}"
-    parts = [heading, _sentence(claim.words)]
+    parts = [heading, f"*The paper:* {_sentence(claim.words)}"]
     tested = [verdict for verdict in found.verdicts if verdict.outcome != NOT_TESTABLE]
-    for experiment, verdicts in groupby(tested, key=lambda v: v.experiment):
-        parts += [_sentence(experiment), "\n".join(_item(claim.id, verdict) for verdict in verdicts)]
+    by_experiment: dict[str, list[Verdict]] = {}
+    for verdict in tested:
+        by_experiment.setdefault(verdict.experiment, []).append(verdict)
+    for experiment, verdicts in by_experiment.items():
+        parts += [f"*Here:* {_sentence(_readable(experiment))}", "\n".join(_item(claim.id, verdict) for verdict in verdicts)]
     parts += [_untestable(claim.id, verdict) for verdict in found.verdicts if verdict.outcome == NOT_TESTABLE]
-    parts += [f"{_sentence(what)} {badge(PENDING)}: {why}." for what, why in found.missing]
+    parts += [f"*Here:* {_sentence(what)} {badge(PENDING)}: {why}." for what, why in found.missing]
     return "\n\n".join([*parts, _shown(found), ""])
 
 
@@ -104,6 +115,14 @@ def slug(result: str) -> str:
     return f"result-{result.replace('/', '-').replace('_', '-')}"
 
 
+def _readable(text: str) -> str:
+    """A verdict's text as prose: names of the code in words, "but" between a half that holds and one that does not."""
+    text = _IDENTIFIERS.sub(lambda found: IDENTIFIERS[found[0]], text)
+    first, joint, second = text.partition(" on the claimed side and ")
+    contrast = joint and ("does not" in first) != ("does not" in second)
+    return f"{first} on the claimed side, but {second}" if contrast else text
+
+
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:].rstrip(".") + "."
 
@@ -111,19 +130,19 @@ def _sentence(text: str) -> str:
 def _setting(claim: str, verdict: Verdict) -> str:
     """What a verdict's id says beside its claim, models by their short names; with a colon."""
     parts = verdict.claim.removeprefix(claim).removeprefix(",").strip().split(", ")
-    where = ", ".join(short(part) for part in parts if part)
+    where = ", ".join(_readable(short(part)) for part in parts if part)
     return f"{where}: " if where else ""
 
 
 def _item(claim: str, verdict: Verdict) -> str:
     own = cell(number(verdict.number, verdict.low, verdict.high))
-    return f"- {_setting(claim, verdict)}{own} {badge(verdict.outcome)}, {verdict.because}."
+    return f"- {_setting(claim, verdict)}{own} {badge(verdict.outcome)}, {_readable(verdict.because)}."
 
 
 def _untestable(claim: str, verdict: Verdict) -> str:
     where = _setting(claim, verdict)
     start = f"{where[:1].upper()}{where[1:]}{badge(NOT_TESTABLE)}"
-    return f"{start}: {verdict.because}. The command that would decide: {verdict.experiment}."
+    return f"{start}: {_readable(verdict.because)}. The command for that: {verdict.experiment}."
 
 
 def slips_cwic() -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from sparsity_lib.claims.base import Claim, Stored, Test
+from sparsity_lib.claims.base import Claim, Stored, Test, renamed
 from sparsity_lib.experiments import teal_report
 from sparsity_lib.verdicts import Verdict
 
 
 def _greedy(stored: Stored) -> list[Verdict]:
     data = teal_report.in_order(stored["teal_allocation"].data)
-    return [teal_report.verdict_greedy(data, name, way=way) for name in data for way in ("greedy", "greedy, by output")]
+    ways = ("greedy", "greedy, by output")
+    return [renamed(teal_report.verdict_greedy(data, name, way=way), "T1") for name in data for way in ways]
 
 
 TEAL = (

@@ -93,8 +93,9 @@ def flops(steps: int, final: float = 6.0, **changes) -> Budget:
     return Budget(**{**made, **changes})
 
 
-#: The presets, with the factor eta on the thresholds' learning rate that each paper used.
+#: Name -> schedule, one for each version of the paper.
 PRESETS = {"active": active, "flops": flops}
+#: Name -> the factor eta on the thresholds' learning rate that this version of the paper used.
 ETA = {"active": 1.0, "flops": 10.0}
 
 

@@ -57,8 +57,8 @@ def run_benchmarks(
     model, tokenizer
         A Hugging Face causal language model, dense or sparse, and its tokenizer.
     tasks
-        A task or group name, or several: see :data:`~sparsity_lib.evaluate.groups.GROUPS` and
-        :data:`~sparsity_lib.evaluate.tasks.TASKS`. "mmlu" is 57 tasks.
+        A task or group name, or several: see `evaluate.groups.GROUPS` and
+        `evaluate.tasks.TASKS`. "mmlu" is 57 tasks.
     limit
         Documents per task (per subject for MMLU), drawn at random from the split with `seed`: the same ones for every
         model, and those of a smaller limit are among those of a larger one. None, or more than there are: all.
@@ -69,7 +69,7 @@ def run_benchmarks(
     batch_tokens
         Tokens of one forward pass.
     backend
-        "prefix" packs requests with common prefixes (:class:`~sparsity_lib.evaluate.prefix_lm.PrefixLM`), "hf" is lm-eval's
+        "prefix" packs requests with common prefixes (`evaluate.prefix_lm.PrefixLM`), "hf" is lm-eval's
         own.
     max_new_tokens
         Where an answer is written, it ends here at the latest; by default lm-eval's own 256. Answers are a few words in

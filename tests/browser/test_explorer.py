@@ -98,7 +98,7 @@ def test_masks_keep_what_is_not_dropped(explorer):
     model = next(iter(curves()))
     dropped = curves()[model]["claws neurons"].at(0.2).sites["gate"]
     kept = int(text.partition(" of those shown")[0].rpartition(" ")[2].rstrip("%"))
-    assert abs(kept - 100 * (1 - dropped)) < 12 and "Every token keeps as many." in text
+    assert abs(kept - 100 * (1 - dropped)) < 12 and "Every token keeps the same number." in text
     dark = explorer.evaluate("""() => { const c = document.getElementById('explorer-mask');
       const d = c.getContext('2d').getImageData(96, 0, c.width - 96, c.height).data; let n = 0;
       for (let i = 0; i < d.length; i += 4) n += d[i] < 200 || d[i + 2] < 200 ? 1 : 0; return n; }""")

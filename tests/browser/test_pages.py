@@ -2,11 +2,14 @@
 
 import html
 import html.parser
+import importlib
+import inspect
 import re
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+from sphinx.util.inventory import InventoryFile
 
 from sparsity_lib.book.markdown import pages
 
@@ -69,6 +72,8 @@ def test_a_page_is_whole_accessible_light_and_quick_at_any_width(tab, site, page
         assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), size
         assert tab.evaluate(BEYOND) == [], size
         assert tab.evaluate(CUT) == [], size
+    tab.wait_for_timeout(400)  # the theme and figures.js make boxes that scroll reachable by keyboard
+    assert axe(tab) == [], PHONE
 
 
 class Links(html.parser.HTMLParser):
@@ -113,6 +118,7 @@ def test_the_search_finds_and_the_scheme_changes(tab, site):
     tab.goto(f"{site}/search.html?q=stripes")
     tab.wait_for_selector("#search-results li a", timeout=15_000)
     tab.goto(f"{site}/index.html")
+    tab.wait_for_url("**/book/index.html")  # where the folder's own index leads
     before = tab.evaluate("document.documentElement.dataset.theme")
     for _ in range(2):  # light, dark and the system's, in turn
         tab.locator("button.theme-switch-button").first.click()
@@ -129,3 +135,28 @@ def test_chapters_carry_their_box_and_no_dead_buttons(built):
         text = html.unescape(re.sub("<[^>]+>", "", page))
         assert "What you may change" in text and rerun.command(chapter.removeprefix("notebooks/")) in text
         assert ('class="launch"' in page) == (launch.repository() is not None)
+
+
+#: Packages whose `__all__` is what a reader may use.
+PUBLIC = ("sparsity_lib", "sparsity_lib.methods", "sparsity_lib.ops", "sparsity_lib.decode", "sparsity_lib.train",
+          "sparsity_lib.cwic", "sparsity_lib.assets", "sparsity_lib.evaluate.benchmarks")
+
+
+def test_the_library_pages_have_every_public_name_once_and_nothing_private(built):
+    """By the index that Sphinx writes: what is imported from elsewhere may stand there under that module's name, or both."""
+    with (built / "objects.inv").open("rb") as file:
+        index = InventoryFile.load(file, "", lambda base, path: path)
+    listed = {name for kind, names in index.items() if kind.startswith("py:") and kind != "py:module" for name in names}
+    private = [name for name in listed if any(part.startswith("_") for part in name.split("."))]
+    assert private == []
+    for package in map(importlib.import_module, PUBLIC):
+        for name in package.__all__:
+            found = getattr(package, name)
+            home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+            missing = not {f"{package.__name__}.{name}", home} & listed and not any(n.endswith(f".{name}") for n in listed)
+            assert inspect.ismodule(found) or not missing, f"{package.__name__}.{name}"
+    objects: dict[int, str] = {}  # object -> its place
+    for name, (_, _, place, _) in sorted({**index["py:class"], **index["py:function"]}.items()):
+        module, _, own = name.rpartition(".")
+        found = getattr(importlib.import_module(module), own)
+        assert objects.setdefault(id(found), place) == place, name
