@@ -35,6 +35,8 @@ class Records:
     """The record of one notebook: a name and its numbers, written whole after each addition."""
 
     def __init__(self, name: str) -> None:
+        if not name.replace("-", "_").isidentifier():
+            raise refuse("name of a record", name, "letters, digits, '_' and '-'")
         self.name = name
         self.entries: dict[str, dict[str, Any]] = {}
         self.path = folder() / f"{name}.json"

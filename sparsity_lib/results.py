@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -65,6 +66,7 @@ def save(
         "date": time.strftime("%Y-%m-%d", time.gmtime()), "assets": dict(assets or {}), **(extra or {}),
     }
     content = json.loads(canonical({"name": name, "manifest": manifest, "data": data}, f"result {name}"))
+    content["sha256"] = _seal(content)
     path = _file(name)
     project.write_atomic(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
     return path
@@ -79,10 +81,14 @@ def load(name: str) -> Result:
         raise SparsityError(f"there is no result {name!r}.{near} Fix: {make}")
     try:
         content = json.loads(path.read_text())
+        if content.keys() - {"sha256"} != {"name", "data", "manifest"}:
+            raise ValueError(f"it has {shown(sorted(content))}")
+        if content.pop("sha256", None) not in (_seal(content), None):  # results from before there were checksums have none
+            raise ValueError("its content is not what its checksum says")
         if content["name"] != name or not isinstance(content["manifest"], dict):
             raise ValueError(f"it says it is {shown(content['name'])}")
         return Result(content["name"], content["data"], content["manifest"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SparsityError(f"results/{name}.json is damaged ({error}). Fix: git checkout it, or {make}") from None
 
 
@@ -191,10 +197,7 @@ class Checkpoint:
 
     def clear(self) -> None:
         """Forget every item (after the result is saved)."""
-        for path in self.folder.glob("*.json"):
-            path.unlink()
-        if self.folder.exists():
-            self.folder.rmdir()
+        shutil.rmtree(self.folder, ignore_errors=True)  # with what a process that was killed left half-written
 
 
 def _seal(content: Mapping[str, Any]) -> str:
@@ -212,8 +215,13 @@ def make(name: str, experiments: Mapping[str, Experiment]) -> Path:
         raise unknown("result", name, experiments)
     assets = asset_checksums()
     checkpoint = Checkpoint(name, assets=assets)
+    with project.only_one(checkpoint.folder.parent / f".{checkpoint.folder.name}.lock", f"the result {name}"):
+        return _make(name, experiments[name], checkpoint, assets)
+
+
+def _make(name: str, experiment: Experiment, checkpoint: Checkpoint, assets: Mapping[str, str]) -> Path:
     start = time.monotonic()
-    data, params, seeds = experiments[name](checkpoint)
+    data, params, seeds = experiment(checkpoint)
     extra = {"code": sorted(code[:16] for code in checkpoint.codes), "resumed_items": checkpoint.reused}
     path = save(
         name, data, params=params, seeds=seeds, command=f"make results R={name}",

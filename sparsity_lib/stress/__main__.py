@@ -23,7 +23,7 @@ def said(found: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 if nothing was lost."""
     parser = argparse.ArgumentParser(prog="python -m sparsity_lib.stress", description="Try faults and bad inputs.")
-    parser.add_argument("names", nargs="*", help="trials; all, and the result is kept in results/stress.json, where none is named")
+    parser.add_argument("names", nargs="*", help="trials; where none is named all, kept in results/stress.json")
     parser.add_argument("--quick", action="store_true", help="fewer attempts, and nothing is written")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
     options = parser.parse_args(arguments)

@@ -9,10 +9,11 @@ from typing import Any
 
 #: What a hostile or careless hand might write in place of a value.
 HOSTILE: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**63, -(2**70), 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ", "x" * 5000, "0.5",
-    "../../etc/passwd", "/dev/zero", "os.system('true')", "__import__", "sparsity_lib.sweep", "$(touch owned)", "`id`; rm -rf x",
-    "<script>alert(1)</script>", "{{7*7}}", "\x00", "\ud800", "ｇａｔｅ", [], {}, [[]], [None], {"kind": "topk"}, {"kind": ["topk"]},
-    {"kind": {"kind": "topk"}}, {"__class__": "object"}, {"py/object": "os.system"}, [0.5] * 1000,
+    None, True, False, 0, -1, 1, 2**63, -(2**70), 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ", "x" * 5000,
+    "0.5", "../../etc/passwd", "/dev/zero", "os.system('true')", "__import__", "sparsity_lib.sweep", "$(touch owned)",
+    "`id`; rm -rf x", "<script>alert(1)</script>", "{{7*7}}", "\x00", "\ud800", "ｇａｔｅ", [], {}, [[]], [None],
+    {"kind": "topk"}, {"kind": ["topk"]}, {"kind": {"kind": "topk"}}, {"__class__": "object"}, {"py/object": "os.system"},
+    [0.5] * 1000,
 )
 
 

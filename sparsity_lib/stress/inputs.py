@@ -121,11 +121,20 @@ def archives(t: Attempts) -> None:
     t.check("a file outside of the target", {p.name for p in t.folder.iterdir()} <= {"tiny-1.whl", "target"})
 
 
-@trial("inputs", "texts as P=\"...\" of make run and make sweep: random letters, quotes, brackets, shell characters, long numbers",
+_CELL = """\
+model: str = "smollm2"  # any model
+density: float = 0.5  # (0, 1] share
+method: str = "claws"  # one of: claws, cats
+sweep: list[float] = [0.7]  # (0, 1] densities
+sequences: int | None = 8  # [1, 512] sequences
+quick: bool = True
+"""
+
+
+@trial("inputs", 'texts as P="..." of make run and make sweep: random letters, quotes, brackets, shell characters, long numbers',
        "a clear error, or a value of the right type inside its range")
 def parameter_texts(t: Attempts) -> None:
-    cell = ('model: str = "smollm2"  # any model\ndensity: float = 0.5  # (0, 1] share\nmethod: str = "claws"  # one of: claws, cats\n'
-            'sweep: list[float] = [0.7]  # (0, 1] densities\nsequences: int | None = 8  # [1, 512] sequences\nquick: bool = True\n')
+    cell = _CELL
     known = parameters.parse_cell(cell)
     letters = "aexs01.-+_ =,[]{}\"'`$()|;&<>\\/\n\t\x00é٣½∞"
 
@@ -180,8 +189,9 @@ def model_folders(t: Attempts) -> None:
         t.attempt(f"model folder {i}", partial(load_model, str(folder)))
 
 
-@trial("inputs", "GGUF files that were harmed before they are joined and read (the library has no parser of its own: transformers "
-                 "reads a file only after its SHA-256 was found right)", "refused by checksum, before anything is parsed")
+@trial("inputs", "GGUF files that were harmed before they are joined and read (the library has no parser of its own: "
+                 "transformers reads a file only after its SHA-256 was found right)",
+       "refused by checksum, before anything is parsed")
 def gguf_files(t: Attempts) -> None:
     import hashlib
 

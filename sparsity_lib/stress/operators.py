@@ -16,9 +16,9 @@ from sparsity_lib.stress.base import Attempts, trial
 #: Loose enough for bfloat16 outputs, far below what a wrong weight would make of them.
 CLOSE = {"rtol": 2e-2, "atol": 2e-2}
 _BAD: tuple[Any, ...] = (
-    None, -1, 0, 1, 2**40, True, 0.5, float("nan"), float("inf"), -float("inf"), "0.5", [0.5], object(), torch.ones(3), torch.ones(()),
-    torch.ones(2, 2, dtype=torch.float64), torch.empty(0), torch.ones(5, device="meta"), torch.ones(4).to_sparse(),
-    torch.ones(3, dtype=torch.int32), torch.ones(4, dtype=torch.complex64))
+    None, -1, 0, 1, 2**40, True, 0.5, float("nan"), float("inf"), -float("inf"), "0.5", [0.5], object(), torch.ones(3),
+    torch.ones(()), torch.ones(2, 2, dtype=torch.float64), torch.empty(0), torch.ones(5, device="meta"),
+    torch.ones(4).to_sparse(), torch.ones(3, dtype=torch.int32), torch.ones(4, dtype=torch.complex64))
 
 
 def _sizes(t: Attempts) -> tuple[int, int, int]:
@@ -52,8 +52,9 @@ def _spoil(t: Attempts, arguments: dict[str, Any]) -> dict[str, Any]:
         other = t.random.choice([0, 1, 3, 10**9, -5, "int4", "float32", "inputs", "outputs", None, torch.ones(2, 64)])
         return {**arguments, name: (value, field, other)}
     if isinstance(value, Tensor) and value.numel() and t.random.random() < 0.5:
-        changed = t.random.choice([value[..., :-1], value.double(), value.new_empty(0), value.flatten(), value.expand(2, *value.shape),
-                                   value.to("meta"), value.clone().requires_grad_(True), -value.abs() - 1])
+        changed = t.random.choice([
+            value[..., :-1], value.double(), value.new_empty(0), value.flatten(), value.expand(2, *value.shape), value.to("meta"),
+            value.clone().requires_grad_(True), -value.abs() - 1])
         return {**arguments, name: changed}
     return {**arguments, name: t.random.choice(_BAD)}
 
@@ -111,7 +112,7 @@ def _like_reference(name: str, arguments: dict[str, Any], found: Any) -> bool:
         return y.shape == x.shape and y.dtype == x.dtype
     if found.dtype != x.dtype or found.shape[:-1] != x.shape[:-1]:
         return False
-    if not x.isfinite().all() or name != "linear":
+    if name != "linear" or x.numel() and not x.float().abs().max() < 1e30:  # NaN too
         return True  # masks hang on how sums round: tests/test_ops.py compares those where there is a gap
     expected = reference.linear(x.reshape(-1, x.shape[-1]), arguments["weight"], arguments.get("bias")).view(found.shape)
     return torch.allclose(found.float(), expected.float(), **CLOSE)
@@ -126,7 +127,7 @@ def operator_arguments(t: Attempts) -> None:
     names = ("input_sparse", "nm_select", "linear", "glu", "gated")
     t.facts["compiled"] = library.path() is not None
     for i in t.rounds(400, 12000):
-        name, how = t.random.choice(names), t.random.choice([f for f in ops.FORMATS])
+        name, how = t.random.choice(names), t.random.choice(list(ops.FORMATS))
         arguments = _spoil(t, _arguments(t, name, how))
         t.attempt(f"{name} {i}: { {n: _short(a) for n, a in arguments.items()} }",
                   lambda n=name, a=arguments: _call(getattr(ops, n), a),

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sparsity_lib import project
 from sparsity_lib.assets.cache import partial, publish, remove, sha256_of
 from sparsity_lib.errors import SparsityError
 
@@ -105,6 +107,12 @@ def latest(folder: Path) -> Saved | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
         raise SparsityError(f"The checkpoint {path} is damaged: {error}. Fix: delete it; the one before is used then.") from None
     return Saved(path, steps[-1], about, state, moments)
+
+
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """Hold the folder against other runs; raises SparsityError where one is training into it."""
+    folder = folder.absolute()
+    return project.only_one(folder.parent / f".{folder.name}.lock", f"the training run in {folder}")
 
 
 def _seal(about: Mapping[str, Any]) -> str:
