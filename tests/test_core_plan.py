@@ -10,9 +10,8 @@ import torch
 from core_tiny import outputs, tiny, tokens
 from safetensors.torch import save_file
 
-from sparsity_lib import Plan, SparsityError, fit, fit_many, install, recipes, uninstall
+from sparsity_lib import Plan, SparsityError, fit, fit_many, install, recipes, sealed, uninstall
 from sparsity_lib import plan as plan_module
-from sparsity_lib import sealed
 
 IDS = tokens()
 MAKERS = [recipes.cats(0.4), recipes.claws(0.4, variant="median"), recipes.larosa(0.4), recipes.gate_topk(0.4)]

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from sparsity_lib import sealed
 from sparsity_lib.errors import SHOWN, refuse, shown, unknown
 
-TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.int64), "empty": torch.zeros(0, 4), "one": torch.tensor(2.5)}
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.int64), "empty": torch.zeros(0, 4),
+           "one": torch.tensor(2.5)}
 META = {"format": "x-1", "more": "ä"}
 
 

@@ -23,7 +23,8 @@ EXTRAS = f"{ROOT}[book,test]"
 #: Tests that need no download, and touch what other packages change most often.
 TESTS = ("test_core_recipe.py", "test_core_plan.py", "test_core_fit.py", "test_core_checkpoints.py", "test_core_families.py",
          "test_ops.py", "test_parameters.py", "test_results.py", "test_trainer.py", "test_report.py", "test_stress.py")
-NO_NETWORK = re.compile(r"No matching distribution|Could not find a version|Connection|Temporary failure|timed out|Max retries", re.I)
+NO_NETWORK = re.compile(
+    r"No matching distribution|Could not find a version|Connection|Temporary failure|timed out|Max retries", re.I)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def run(name: str, command: list[str | Path], **options) -> Step:
 def install(step: Step) -> Step:
     """The step, its message put plainly where what it lacked was a network."""
     if step.outcome == "failed" and NO_NETWORK.search(step.said):
-        fix = "the package index could not be reached or lacks a version. Fix: check the network and pip's settings, then run again"
+        fix = "the package index could not be reached, or lacks a version. Fix: check the network and pip's settings"
         return Step(step.name, "not possible here", f"{fix}.\n{step.said}")
     return step
 
@@ -87,8 +88,8 @@ def write(steps: list[Step], rows: list[str], left_out: int) -> Path:
     """The report."""
     lines = ["# Audit", "", "| step | outcome |", "|---|---|", *(f"| {step.name} | {step.outcome} |" for step in steps), ""]
     if rows:
-        lines += [f"{len(rows)} packages are others than in `requirements.lock`:", "", "| package | lock | here |", "|---|---|---|",
-                  *rows, ""]
+        head = [f"{len(rows)} packages are others than in `requirements.lock`:", "", "| package | lock | here |", "|---|---|---|"]
+        lines += [*head, *rows, ""]
     elif left_out == 0:
         lines += ["Nothing is newer than in `requirements.lock`.", ""]
     for step in steps:
@@ -124,14 +125,14 @@ def main(arguments: list[str] | None = None) -> int:
             environment = {**os.environ, "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}", "SPARSITY_PROGRESS": "0"}
             environment.pop("PYTHONPATH", None)
             smoke = FOLDER / "smoke"
+            book = [venv / "bin" / "jupyter-book", "build", ".", "--config", smoke / "_config.yml", "--path-output", smoke]
             steps += [
                 run("consistency (pip check)", [python, "-m", "pip", "check"]),
                 # Not `python -m pytest`: that would import the checkout, and not what was installed.
                 run("tests", [venv / "bin" / "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in TESTS)],
                     env=environment),
                 run("configuration of the smoke build", [python, "tools/smoke_config.py", "_config.yml", smoke / "_config.yml"]),
-                run("book from committed outputs", [venv / "bin" / "jupyter-book", "build", ".", "--config", smoke / "_config.yml",
-                                                    "--path-output", smoke, "-W", "-n", "--keep-going", "--all"], env=environment),
+                run("book from committed outputs", [*book, "-W", "-n", "--keep-going", "--all"], env=environment),
                 vulnerabilities(python, quiet),
             ]
     path = write(steps, rows, left_out=sum(step.outcome != "passed" for step in steps))

@@ -51,7 +51,6 @@ from sparsity_lib.experiments import (
 )
 
 
-
 def stress_trials(checkpoint):
     """Faults and bad inputs, tried (`sparsity_lib.stress`); imported late, because it imports most of the library."""
     from sparsity_lib.stress.experiment import run

@@ -77,7 +77,7 @@ def tests() -> str:
         text = (folder / file).read_text()
         for name in names:
             if f"def {name}(" not in text:
-                raise SparsityError(f"tests/{file} has no {name}. Fix: name it in sparsity_lib/stress/page.py as it is called now.")
+                raise SparsityError(f"tests/{file} has no {name}. Fix: give its present name in sparsity_lib/stress/page.py.")
         rows.append([f"`tests/{file}`", len(names), what])
     return table(["where", "tests", "what they try"], rows)
 
