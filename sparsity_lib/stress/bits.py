@@ -68,8 +68,8 @@ def _figures(folder: str, style: Any) -> dict[str, str]:
 
     found = {}
     made = {
-        "blind spot": claws.blind_spot({"smollm2-135m-instruct": [0.4, 0.5, 0.6], "gemma3-270m": [0.3, 0.2, 0.1]}, 0.1),
-        "weights read": foundations.weights_read({"smollm2-135m-instruct": {"attention": 30, "gate": 20, "up": 20, "down": 20}}),
+        "blind spot": claws.blind_spot({"claws": [0.4, 0.5, 0.6], "cats": [0.3, 0.2, 0.1]}, 0.1),
+        "weights read": foundations.weights_read({"smollm2-135m-instruct": {"attention": 30, "ffn": 40, "head": 20, "rest": 1}}),
         "lines": _lines(style),
     }
     for name, figure in made.items():

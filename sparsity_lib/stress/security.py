@@ -134,7 +134,7 @@ def named_code(t: Attempts) -> None:
 def path_traversal(t: Attempts) -> None:
     from sparsity_lib.assets import asset_path, load_model
     from sparsity_lib.assets.smallnets import small_path
-    from sparsity_lib.cwic import load_shipped
+    from sparsity_lib.cwic.shipped import load_shipped
 
     inner = t.folder / "a" / "b" / "checkout"
     os.environ[project.SWITCH] = str(tiny.checkout(inner))

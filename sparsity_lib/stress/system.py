@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparsity_lib.assets import build, cache, fetch, registry
 from sparsity_lib.errors import AssetError
-from sparsity_lib.stress import children, files, mounts
+from sparsity_lib.stress import children, files, mounts, tiny
 from sparsity_lib.stress.base import Attempts, trial
 from sparsity_lib.stress.writers import WRITERS, Writer, undisturbed
 
@@ -62,7 +62,7 @@ def no_permission(t: Attempts) -> None:
     for i in t.rounds(len(WRITERS), 2 * len(WRITERS)):
         writer = WRITERS[i % len(WRITERS)]
         folder = t.folder / f"{i}"
-        folder.mkdir()
+        tiny.checkout(folder)
         before: object = None
         if i >= len(WRITERS):
             writer.write(folder)

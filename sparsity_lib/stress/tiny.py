@@ -57,7 +57,8 @@ def checkout(folder: Path) -> Path:
     for name in ("notebooks", "results", "sparsity_lib"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name in ("_toc.yml", "pyproject.toml"):
-        (folder / name).touch()
+        if not (folder / name).exists():
+            (folder / name).touch()
     return folder
 
 
