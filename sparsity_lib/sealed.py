@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,11 +45,23 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) ->
     try:
         save_file(plain, partial, metadata={**meta, SEAL: checksum(plain, meta)})
         with open(partial, "rb+") as written:
+            _sort(written)
             os.fsync(written.fileno())  # a crash after the rename must not leave an empty file under the good name
         os.replace(partial, path)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def _sort(file: BinaryIO) -> None:
+    """Put the header's metadata in order: the writer takes them as a hash table gives them, another way in each process."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(text) <= size:  # else another writer spells JSON otherwise, and the file is right as it is
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def read(path: str | os.PathLike, kind: str, unsealed: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -27,6 +27,16 @@ def test_it_comes_back_whole_and_is_an_ordinary_file(file):
     assert load_file(file).keys() == TENSORS.keys() and [path.name for path in file.parent.iterdir()] == ["x.safetensors"]
 
 
+def test_the_same_content_is_the_same_file(tmp_path):
+    """The format's own writer orders metadata by a hash table that differs from call to call."""
+    meta = {"format": "x-1", **{f"key {i} é\u0001\"": str(i) for i in range(6)}}
+    for i in range(20):
+        sealed.write(tmp_path / str(i), TENSORS, meta)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    tensors, found = sealed.read(tmp_path / "0", "x-1")
+    assert found == meta and torch.equal(tensors["a"], TENSORS["a"])
+
+
 def test_no_tensors_are_no_tensors(tmp_path):
     sealed.write(tmp_path / "x", {}, META)
     assert sealed.read(tmp_path / "x", "x-1") == ({}, META)

@@ -20,7 +20,7 @@ def _times(t: Attempts, number: int, times: int) -> None:
     """Interrupt every writer so many times a round, then let it finish."""
     expected = undisturbed(t.folder)
     litter = 0
-    for i in t.rounds(3, 60):
+    for i in t.rounds(3, 30):
         writer = WRITERS[i % len(WRITERS)]
         folder = t.folder / f"{i}"
         folder.mkdir()
@@ -68,7 +68,7 @@ def sigkill(t: Attempts) -> None:
        "the content of an undisturbed run; a process that does not take part says that another one is at it")
 def two_at_once(t: Attempts) -> None:
     expected = undisturbed(t.folder)
-    for i in t.rounds(5, 60):
+    for i in t.rounds(5, 30):
         writer = WRITERS[i % len(WRITERS)]
         folder = t.folder / f"{i}"
         folder.mkdir()

@@ -28,7 +28,7 @@ def _again(t: Attempts, writer: Writer, folder: Path, expected: object) -> None:
 def disk_full(t: Attempts) -> None:
     expected = undisturbed(t.folder)
     mounts.private()
-    for i in t.rounds(5, 100):
+    for i in t.rounds(5, 60):
         writer = WRITERS[i % len(WRITERS)]
         place = t.folder / f"disk {i}"
         mounts.disk(place, 1 << 22)
