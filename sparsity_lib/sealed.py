@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -41,7 +42,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) ->
     Raises OSError or SafetensorError where it cannot be written.
     """
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()} or {_NOTHING: torch.zeros(1)}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         save_file(plain, partial, metadata={**meta, SEAL: checksum(plain, meta)})
         with open(partial, "rb+") as written:
