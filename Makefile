@@ -21,7 +21,7 @@ FRESH := $(CURDIR)/_build/records
 BUILD := -W -n --keep-going --all
 unexport PYTHONPATH
 
-.PHONY: help env assets book book-smoke browser pdf test lint unit native nbval bench run sweep params refresh results lock clean
+.PHONY: help env assets book book-smoke browser pdf test lint unit native nbval bench run sweep params refresh results stress audit lock clean
 
 help:  ## list the commands
 	@echo "make COMMAND"
@@ -92,6 +92,12 @@ params: env  ## list what each chapter lets you change
 
 refresh: env  ## execute chapters and write their committed outputs: make refresh [NB=claws]
 	$(PY) -m sparsity_lib.notebooks refresh --from-env NB
+
+stress: env  ## faults and bad inputs tried on purpose, into results/stress.json (a quarter of an hour)
+	$(PY) -m sparsity_lib.stress
+
+audit:  ## a fresh environment from pyproject's ranges: what is newer than the lock, and what breaks (_build/audit)
+	"$(PYTHON)" tools/audit.py
 
 results: env  ## full-size runs into results/ (hours; resumes): make results [R=name]
 	@$(PY) -m sparsity_lib.results --from-env R

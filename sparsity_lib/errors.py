@@ -18,6 +18,19 @@ class Diverged(SparsityError):
     """Training reached a loss or gradient that is not finite."""
 
 
+#: A value is shown in a message up to so many letters: what a damaged or hostile file holds may be of any size.
+SHOWN = 200
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: its repr, cut where it is long, a few words where it has none."""
+    try:
+        text = repr(value)
+    except Exception as error:  # nested too deeply, a number of too many digits, or an object of somebody else's
+        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} letters)"
+
+
 def refuse(what: str, value: object, allowed: str, fix: str = "") -> SparsityError:
     """Build (not raise) the error for one bad value.
 
@@ -25,13 +38,13 @@ def refuse(what: str, value: object, allowed: str, fix: str = "") -> SparsityErr
     'density = 1.5 is not allowed: expected a number in (0, 1]. Fix: pass 0.5 for half of the neurons.'
     """
     tail = f" Fix: {fix.rstrip('.')}." if fix else ""
-    return SparsityError(f"{what} = {value!r} is not allowed: expected {allowed.rstrip('.')}.{tail}")
+    return SparsityError(f"{what} = {shown(value)} is not allowed: expected {allowed.rstrip('.')}.{tail}")
 
 
 def unknown(what: str, value: object, known: Iterable[str]) -> SparsityError:
     """Build the error for a name that is not among the known ones, with the nearest match."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(value), known, n=1)
+    near = difflib.get_close_matches(value[:SHOWN], known, n=1) if isinstance(value, str) else []
     hint = f"did you mean {near[0]!r}?" if near else ""
-    message = f"{what} = {value!r} is unknown: expected one of {', '.join(known)}."
+    message = f"{what} = {shown(value)} is unknown: expected one of {', '.join(known)}."
     return SparsityError(f"{message} Fix: {hint}" if hint else message)

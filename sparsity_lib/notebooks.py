@@ -68,22 +68,11 @@ def run(name: str, pairs: list[str]) -> Path:
     runs = project.root() / "runs"
     final, partial = runs / f"{name}-{digest}.ipynb", runs / f"{name}-{digest}.partial.ipynb"
     runs.mkdir(exist_ok=True)
-    with _only_one(runs / f"{name}-{digest}.lock", final.name):
+    with project.only_one(runs / f"{name}-{digest}.lock", final.name):
         papermill_into(partial, find(name), given, records=runs / "records" / f"{name}-{digest}",
                        left=f"The cells up to there are in runs/{partial.name}.")
         os.replace(partial, final)
     return final
-
-
-@contextlib.contextmanager
-def _only_one(lock: Path, what: str) -> Iterator[None]:
-    import filelock
-
-    try:
-        with filelock.FileLock(lock, timeout=0):
-            yield
-    except filelock.Timeout:
-        raise SparsityError(f"{what} is being made by another process. Fix: wait for it.") from None
 
 
 def papermill_into(target: Path, source: Path, given: dict[str, Any], records: Path, left: str = "", progress: bool | None = None,

@@ -23,7 +23,7 @@ import tokenize
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import SparsityError, refuse, unknown
+from .errors import SparsityError, refuse, shown, unknown
 
 SCALARS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 _NUMBER = r"[-+]?(?:inf|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+)"
@@ -70,7 +70,10 @@ class Parameter:
     def _entry(self, value: Any, whole: Any) -> Any:
         wanted = SCALARS[self.kind]
         if wanted is float and type(value) is int:
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:  # a whole number beyond any float
+                raise refuse(self.name, whole, self.allowed()) from None
         good = type(value) is wanted and value != ""
         if good and wanted is float:
             good = math.isfinite(value)
@@ -92,7 +95,7 @@ class Parameter:
         if self.listed:
             try:
                 value = json.loads(text, parse_constant=_no_constant)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise refuse(self.name, text, self.allowed(), f"{self.name}=[...] in JSON") from None
             return self.check(value)
         return self.check(self._scalar(text))
@@ -106,7 +109,10 @@ class Parameter:
         pattern = r"[-+]?\d+" if self.kind == "int" else _NUMBER
         if not re.fullmatch(pattern, text):
             return text  # of the wrong type, and so refused with the user's own spelling
-        return SCALARS[self.kind](text)
+        try:
+            return SCALARS[self.kind](text)
+        except ValueError:  # more digits than Python reads
+            return text
 
 
 def _no_constant(name: str) -> None:
@@ -161,7 +167,7 @@ def split_assignments(text: str) -> list[str]:
     """Cut 'a=1 b=[0.5, 0.3] c=some text' into its assignments: each begins at a word followed by '='."""
     starts = [match.start(1) for match in _ASSIGNMENT.finditer(text)]
     if text.strip() and (not starts or text[: starts[0]].strip()):
-        raise SparsityError(f"cannot read {text.strip()!r}: expected name=value pairs, as in 'density=0.3'.")
+        raise SparsityError(f"cannot read {shown(text.strip())}: expected name=value pairs, as in 'density=0.3'.")
     ends = [*starts[1:], len(text)]
     return [text[start:end].strip() for start, end in zip(starts, ends, strict=False)]
 
@@ -173,7 +179,7 @@ def read_assignments(pairs: list[str], known: dict[str, Parameter]) -> dict[str,
         name, equals, text = pair.partition("=")
         name = name.strip()
         if not equals:
-            raise SparsityError(f"cannot read {pair!r}: expected name=value, as in 'density=0.3'.")
+            raise SparsityError(f"cannot read {shown(pair)}: expected name=value, as in 'density=0.3'.")
         if name not in known:
             raise unknown("parameter", name, known)
         if name in values:

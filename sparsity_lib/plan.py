@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -12,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from sparsity_lib.errors import SparsityError
+from sparsity_lib import sealed
+from sparsity_lib.errors import SparsityError, shown
 from sparsity_lib.recipe import Recipe
 from sparsity_lib.sites import KINDS, SiteMap, find_sites
 
-FORMAT = "sparsity-plan-1"
+FORMAT = "sparsity-plan-2"
 
 
 @dataclass(frozen=True)
@@ -85,20 +84,12 @@ class Plan:
             "widths": json.dumps(dict(self.widths)),
             "calibration": json.dumps(dict(self.calibration)),
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
         try:
-            save_file(tensors or {"none": torch.zeros(1)}, partial, metadata=meta)
-            with open(partial, "rb+") as written:
-                os.fsync(written.fileno())  # a crash after the rename must not leave an empty file under the good name
-            os.replace(partial, path)
+            sealed.write(path, self.tensors, meta)
         except (OSError, SafetensorError) as error:
             raise SparsityError(
                 f"The plan could not be written to {path}: {error}. Fix: free space or choose another folder."
             ) from None
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink()
         return path
 
     @staticmethod
@@ -108,16 +99,12 @@ class Plan:
         Raises
         ------
         SparsityError
-            If the file is missing, truncated, or no plan.
+            If the file is missing, truncated, damaged (by its checksum), or no plan.
         """
         try:
-            with safe_open(str(path), framework="pt") as file:
-                meta = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys() if name != "none"}
-        except (OSError, SafetensorError) as error:
+            tensors, meta = sealed.read(path, FORMAT)
+        except ValueError as error:
             raise SparsityError(f"{path} is not a readable plan: {error}. Fix: fit and save it again.") from None
-        if meta.get("format") != FORMAT:
-            raise SparsityError(f"{path} has format {meta.get('format')!r}, expected {FORMAT!r}. Fix: fit and save it again.")
         try:
             widths, calibration = _read_widths(meta["widths"]), json.loads(meta["calibration"])
             if not isinstance(calibration, dict) or any(t.dtype != torch.float32 for t in tensors.values()):
@@ -147,5 +134,5 @@ def _read_widths(text: str) -> dict[str, int]:
     for name, width in widths.items():
         layer, _, kind = name.partition(".")
         if not layer.isdecimal() or kind not in KINDS or type(width) is not int:
-            raise ValueError(f"{name!r}: {width!r} is no site's width")
+            raise ValueError(f"{shown(name)}: {shown(width)} is no site's width")
     return widths

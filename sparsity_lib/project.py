@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from .errors import SparsityError
@@ -90,6 +91,29 @@ def write_folder(path: Path, files: Mapping[str, str]) -> None:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def only_one(lock: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `lock` against other processes; where one of them does, raise SparsityError that `what` is being made.
+
+    The lock ends with its process, however that ends; the empty file stays.
+    """
+    import filelock
+
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = filelock.FileLock(lock, timeout=0)
+        held.acquire()
+    except filelock.Timeout:
+        raise SparsityError(f"{what} is being made by another process. Fix: wait for it.") from None
+    except OSError as error:
+        raise SparsityError(f"cannot write in {lock.parent}: {error.strerror or error}. "
+                            "Fix: free some space or choose a folder that can be written.") from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def code_hash(folder: Path | None = None, also: Iterable[str] = ()) -> str:

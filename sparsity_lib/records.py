@@ -35,6 +35,8 @@ class Records:
     """The record of one notebook: a name and its numbers, written whole after each addition."""
 
     def __init__(self, name: str) -> None:
+        if not name.replace("-", "_").isidentifier():
+            raise refuse("name of a record", name, "letters, digits, '_' and '-'")
         self.name = name
         self.entries: dict[str, dict[str, Any]] = {}
         self.path = folder() / f"{name}.json"
@@ -85,10 +87,13 @@ def _plain(value: Any) -> Any:
 def read(path: Path) -> dict[str, dict[str, Any]]:
     """The entries of a record file; raises SparsityError where it is missing or damaged."""
     try:
-        return json.loads(path.read_text())["entries"]
+        entries = json.loads(path.read_text())["entries"]
+        if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+            raise ValueError("its entries are not those of a record")
+        return entries
     except FileNotFoundError:
         raise SparsityError(f"there is no record {path}. Fix: the notebook must call report.start(...).") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SparsityError(f"{path} is not a record: {error}. Fix: make refresh") from None
 
 
@@ -102,7 +107,7 @@ def differences(committed: dict[str, dict[str, Any]], fresh: dict[str, dict[str,
         rules_new = {name: rule for name, rule in new.items() if name != "value"}
         if rules_old != rules_new:
             lines.append(f"{key}: the notebook now grants {rules_new}, the committed record {rules_old}")
-        elif "value" in old and not _close(old["value"], new["value"], old["rtol"], old["atol"]):
+        elif "value" in old and not _close(old["value"], new["value"], old.get("rtol", 0.0), old.get("atol", 0.0)):
             lines.append(
                 f"{key}: {new['value']} here, {old['value']} committed (rtol {old['rtol']}, atol {old['atol']})")
     return lines

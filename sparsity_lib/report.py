@@ -165,7 +165,7 @@ def _cell(key: str, cell: Any, fmt: str, rtol: float, atol: float) -> str:
     if cell is None:
         return "–"
     if isinstance(cell, str | bool):
-        return str(cell)
+        return html.escape(str(cell), quote=False)  # names of a reader's own models end up here
     if not isinstance(cell, Number):
         value = _float(key, cell)
         if isinstance(value, int):

@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import machine, project, sweep
-from .errors import SparsityError, refuse, unknown
+from .errors import SparsityError, refuse, shown, unknown
 from .sweep import canonical
 
 Experiment = Callable[["Checkpoint"], tuple[Any, dict[str, Any], list[int]]]
@@ -65,6 +66,7 @@ def save(
         "date": time.strftime("%Y-%m-%d", time.gmtime()), "assets": dict(assets or {}), **(extra or {}),
     }
     content = json.loads(canonical({"name": name, "manifest": manifest, "data": data}, f"result {name}"))
+    content["sha256"] = _seal(content)
     path = _file(name)
     project.write_atomic(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
     return path
@@ -79,8 +81,14 @@ def load(name: str) -> Result:
         raise SparsityError(f"there is no result {name!r}.{near} Fix: {make}")
     try:
         content = json.loads(path.read_text())
+        if content.keys() - {"sha256"} != {"name", "data", "manifest"}:
+            raise ValueError(f"it has {shown(sorted(content))}")
+        if content.pop("sha256", None) not in (_seal(content), None):  # results from before there were checksums have none
+            raise ValueError("its content is not what its checksum says")
+        if content["name"] != name or not isinstance(content["manifest"], dict):
+            raise ValueError(f"it says it is {shown(content['name'])}")
         return Result(content["name"], content["data"], content["manifest"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SparsityError(f"results/{name}.json is damaged ({error}). Fix: git checkout it, or {make}") from None
 
 
@@ -139,7 +147,7 @@ class Checkpoint:
         for path, (params, compute) in zip(paths, wanted, strict=True):
             if path in found or path in missing:
                 continue
-            stored = self._stored(path)
+            stored = self._stored(path, params)
             if stored is None:
                 missing[path] = params, compute
             else:
@@ -154,20 +162,27 @@ class Checkpoint:
             params = missing[path][0]
             self._allow(outcome.code, params)
             content = {"params": params, "assets": self._assets or {}, **outcome._asdict()}
-            project.write_atomic(path, canonical(content, f"item of {self.name}"))
+            content = json.loads(canonical(content, f"item of {self.name}"))
+            project.write_atomic(path, canonical({**content, "sha256": _seal(content)}, f"item of {self.name}"))
             found[path] = outcome.value
 
         sweep.run([sweep.Task(self._title(params), compute) for params, compute in missing.values()], keep, where, self._code)
         return [found[path] for path in paths]
 
-    def _stored(self, path: Path) -> dict[str, Any] | None:
-        """An item's file, where there is one that is whole and of today's assets."""
+    def _stored(self, path: Path, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """An item's file, where there is one that is whole, of these parameters, and of today's assets."""
         try:
             stored = json.loads(path.read_text())
-            whole, assets = stored.keys() >= {"value", "code", "seconds"}, stored.get("assets", {}).items()
-        except (FileNotFoundError, ValueError, AttributeError):
-            return None  # not there, or damaged from outside: writing is atomic
-        return stored if whole and (self._assets is None or assets <= self._assets.items()) else None
+            # Items from before there were checksums have none. A damaged name must not pass for one of those.
+            sealed = stored.pop("sha256", None) in (_seal(stored), None)
+            whole = sealed and stored.keys() == {"params", "assets", "value", "code", "seconds"}
+            same = whole and stored["params"] == json.loads(canonical(params, f"parameters of {self.name}"))
+            assets = stored["assets"].items() if whole else ()
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return None  # damaged from outside: writing is atomic
+        return stored if same and (self._assets is None or assets <= self._assets.items()) else None
 
     def _allow(self, code: str, params: Mapping[str, Any]) -> None:
         if self._strict and code != self._code:
@@ -182,10 +197,12 @@ class Checkpoint:
 
     def clear(self) -> None:
         """Forget every item (after the result is saved)."""
-        for path in self.folder.glob("*.json"):
-            path.unlink()
-        if self.folder.exists():
-            self.folder.rmdir()
+        shutil.rmtree(self.folder, ignore_errors=True)  # with what a process that was killed left half-written
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """Checksum of an item's content."""
+    return hashlib.sha256(canonical(content, "an item").encode()).hexdigest()
 
 
 def make(name: str, experiments: Mapping[str, Experiment]) -> Path:
@@ -198,8 +215,13 @@ def make(name: str, experiments: Mapping[str, Experiment]) -> Path:
         raise unknown("result", name, experiments)
     assets = asset_checksums()
     checkpoint = Checkpoint(name, assets=assets)
+    with project.only_one(checkpoint.folder.parent / f".{checkpoint.folder.name}.lock", f"the result {name}"):
+        return _make(name, experiments[name], checkpoint, assets)
+
+
+def _make(name: str, experiment: Experiment, checkpoint: Checkpoint, assets: Mapping[str, str]) -> Path:
     start = time.monotonic()
-    data, params, seeds = experiments[name](checkpoint)
+    data, params, seeds = experiment(checkpoint)
     extra = {"code": sorted(code[:16] for code in checkpoint.codes), "resumed_items": checkpoint.reused}
     path = save(
         name, data, params=params, seeds=seeds, command=f"make results R={name}",

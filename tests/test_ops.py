@@ -261,6 +261,14 @@ BAD = [
     (lambda w, x: ops.input_sparse(x, w, k=1, scale=-torch.ones(24)), "scale = -1.0.*at least 0"),
     (lambda w, x: ops.input_sparse(x.requires_grad_(True), w, k=1), "no gradients.*detach"),
     (lambda w, x: ops.input_sparse(x, dataclasses.replace(w, cols=30), k=1), "packed weight.*ops.pack"),
+    (lambda w, x: dataclasses.replace(w, rows="24"), "packed weight.*ops.pack"),
+    (lambda w, x: dataclasses.replace(w, scales=1), "packed weight.*ops.pack"),
+    (lambda w, x: dataclasses.replace(w, group="32"), "packed weight.*ops.pack"),
+    (lambda w, x: dataclasses.replace(w, format=["int4"]), "packed weight.*ops.pack"),
+    (lambda w, x: dataclasses.replace(w, rows=-24, cols=-10), "packed weight.*ops.pack"),
+    (lambda w, x: ops.nm_select(x, 2, 5, pad=torch.ones(3)), "pad = .*True or False"),
+    (lambda w, x: ops.nm_select(x, 2, 4, bits=torch.ones(3)), "bits = .*True or False"),
+    (lambda w, x: ops.nm_select(x, 2, 4, back=1), "back = 1.*True or False"),
     (lambda w, x: ops.pack(torch.zeros(0, 3), "inputs"), "weight"),
     (lambda w, x: ops.pack(torch.tensor([[float("nan")]]), "inputs"), "NaN"),
     (lambda w, x: ops.pack(torch.zeros(2, 3), "columns"), "skip = 'columns'"),
@@ -269,7 +277,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("call, message", BAD, ids=[m for _, m in BAD])
+@pytest.mark.parametrize("call, message", BAD, ids=[f"{i} {m}" for i, (_, m) in enumerate(BAD)])
 def test_bad_input_is_refused_before_any_pointer_is_touched(call, message):
     with pytest.raises(SparsityError, match=message):
         call(ops.pack(weight(24, 10), "inputs"), vectors(2, 24))

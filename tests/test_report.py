@@ -145,3 +145,24 @@ def test_nbval_ignores_measured_numbers_and_sees_everything_else(tmp_path, monke
     assert text.count("18.50") == 2 and "0.25" in text and "iVBORw0KGgo" in text
     assert passes(text.replace("18.50", "18.51").replace("'0.25'", "'0.26'").replace("iVBORw0KGgo", "iVBORw0KGgoA"))
     assert not passes(text.replace('"A caption.', '"Another.'))
+
+
+def test_texts_of_a_table_are_no_html(shown):
+    report.glue_table("tab-x", ["model", "n"], [["<script>alert(1)</script> & co", 1]], "Caption.")
+    text = shown[-1][0]["application/papermill.record/text/markdown"]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; co" in text and "<script" not in text
+
+
+@pytest.mark.parametrize("name", ["../up", "/abs", "a/b", "", "a b", "a.b"])
+def test_names_of_records_stay_in_their_folder(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(records.SWITCH, str(tmp_path / "inner"))
+    with pytest.raises(SparsityError, match="name of a record"):
+        report.start(name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"entries": [1]}', '{"entries": {"a": 3}}', '{"entries": null}', "{"])
+def test_damaged_records_are_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(SparsityError, match="is not a record"):
+        records.read(tmp_path / "x.json")

@@ -157,3 +157,62 @@ def test_items_are_computed_by_several_processes_and_kept(checkout, tmp_path_fac
     monkeypatch.setenv("SPARSITY_WORKERS", "many")
     with pytest.raises(SparsityError, match="SPARSITY_WORKERS"):
         checkpoint.items(wanted)
+
+
+@pytest.mark.parametrize("harm", ["params", "value", "flip", "key"])
+def test_an_item_that_is_not_what_was_written_is_computed_again(checkout, harm):
+    checkpoint = results.Checkpoint("x")
+    checkpoint.item({"a": 1}, lambda: 5)
+    (file,) = checkpoint.folder.iterdir()
+    whole = file.read_text()
+    checkpoint.item({"a": 2}, lambda: 8)
+    if harm == "params":  # another item's file under this one's name
+        file.write_text(next(path for path in checkpoint.folder.iterdir() if path != file).read_text())
+    else:
+        harms = {"value": ('"value": 5', '"value": 7'), "flip": ('"seconds"', '"secondr"'), "key": ('"sha256"', '"sha257"')}
+        old, new = harms[harm]
+        file.write_text(whole.replace(old, new))
+        assert file.read_text() != whole
+    assert checkpoint.item({"a": 1}, lambda: 6) == 6
+    content = json.loads(whole)
+    del content["sha256"]  # from before items had one
+    file.write_text(json.dumps(content))
+    assert checkpoint.item({"a": 1}, lambda: 9) == 5
+
+
+def test_a_result_that_was_damaged_or_renamed_is_refused(checkout):
+    path = save()
+    whole = path.read_text()
+    for harmed in (whole.replace("17.5", "18.5"), whole.replace('"data"', '"dara"'), "[" * 100_000, "[]", "\xff"):
+        path.write_text(harmed)
+        with pytest.raises(SparsityError, match="is damaged"):
+            results.load("claws/sweep")
+    (path.parent / "other.json").write_text(whole)
+    with pytest.raises(SparsityError, match="it says it is 'claws/sweep'"):
+        results.load("claws/other")
+    content = json.loads(whole)
+    del content["sha256"]
+    path.write_text(json.dumps(content))
+    assert results.load("claws/sweep").data["ppl"] == 17.5
+
+
+def test_what_a_killed_process_left_is_no_obstacle(checkout):
+    """A file half-written in the folder of items, which no other process will ever finish."""
+    def experiment(checkpoint):
+        value = checkpoint.item({"a": 1}, lambda: 1)
+        (checkpoint.folder / ".x.json.abc.partial").write_text("half")
+        return value, {}, []
+
+    results.make("x", {"x": experiment})
+    assert results.load("x").data == 1 and not (checkout / "results/.partial/x").exists()
+
+
+def test_a_result_is_made_by_one_process_at_a_time(checkout):
+    def experiment(checkpoint):
+        with pytest.raises(SparsityError, match="the result x is being made by another process"):
+            results.make("x", {"x": lambda checkpoint: (1, {}, [])})
+        return 2, {}, []
+
+    results.make("x", {"x": experiment})
+    assert results.load("x").data == 2
+    results.make("x", {"x": lambda checkpoint: (3, {}, [])})

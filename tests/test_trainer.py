@@ -300,3 +300,32 @@ def test_bad_recipes_are_refused_by_name(bad):
 
 def test_a_recipe_is_plain_data():
     assert TrainRecipe(**json.loads(json.dumps(RECIPE.to_json()))) == RECIPE
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "moments.safetensors", "training.json"])
+def test_a_checkpoint_in_which_one_number_changed_is_refused(tmp_path, file):
+    run(checkpoints=tmp_path, every=5)
+    path = tmp_path / "step-00000012" / file
+    whole = bytearray(path.read_bytes())
+    at = whole.rindex(b"0.") + 2 if file.endswith("json") else len(whole) - 2
+    whole[at] ^= 1
+    path.write_bytes(bytes(whole))
+    with pytest.raises(SparsityError, match="step-00000012 is damaged.*is not what was written"):
+        run(checkpoints=tmp_path, every=5)
+
+
+def test_checkpoints_from_before_there_were_checksums_are_read(tmp_path):
+    _, expected = run(checkpoints=tmp_path, every=5)
+    path = tmp_path / "step-00000012" / "training.json"
+    about = json.loads(path.read_text())
+    del about["sha256"], about["sealed"]
+    path.write_text(json.dumps({**about, "format": "training-1"}))
+    assert run(checkpoints=tmp_path, every=5)[1].losses == expected.losses
+
+
+def test_one_run_at_a_time_trains_into_a_folder(tmp_path):
+    from sparsity_lib.train.checkpoints import alone
+
+    with alone(tmp_path), pytest.raises(SparsityError, match="the training run in .* is being made by another process"):
+        run(checkpoints=tmp_path)
+    run(checkpoints=tmp_path)

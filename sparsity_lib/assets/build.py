@@ -123,11 +123,14 @@ def _write_record(asset: Asset, folder: Path) -> None:
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
+    """The record of a built asset, or None where there is none that is whole."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return record if {"converter", "wheels", "files"} <= record.keys() else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
-        return None
+        whole = bool(record["files"]) and all(
+            isinstance(files[kind], str) for files in record["files"].values() for kind in ("sha256", "xxh3"))
+        return record if whole and "converter" in record and all(wheel["sha256"] for wheel in record["wheels"]) else None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        return None  # not there, or damaged: what it stands for is then built anew
 
 
 def _compare(asset: Asset, folder: Path, kind: str, checksum: Any) -> None:

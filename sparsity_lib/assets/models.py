@@ -77,7 +77,7 @@ def load_model(
             )
     except SparsityError:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever transformers meets in a configuration or a file of weights that is damaged or hostile
         raise _unreachable(name, error) from error
     tokenizer = _tokenizer(name, str(folder), options, required=model_class.__name__ == "AutoModelForCausalLM")
     return model.to(device).eval().requires_grad_(False), tokenizer
@@ -109,7 +109,7 @@ def _tokenizer(name: str, folder: str, options: dict[str, Any], required: bool) 
 
     try:
         return AutoTokenizer.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # as above: the tokenizer's files are parsed by others, whose errors have no common base
         if required:
             raise _unreachable(name, error) from error
         return None

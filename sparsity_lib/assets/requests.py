@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,5 +36,5 @@ def _lines(path: Path, task: str) -> Iterator[dict[str, Any]]:
                 for line in lines:
                     yield json.loads(line)
                     progress.update(raw.tell() - progress.n)
-    except (EOFError, gzip.BadGzipFile, json.JSONDecodeError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
         raise AssetError(f"{path} is damaged ({error}). Fix: run `python -m sparsity_lib.assets fetch`.") from error

@@ -27,10 +27,15 @@ BLOCKS = {
     "provenance-assets": "sparsity_lib.book.provenance:assets",
     "provenance-checksums": "sparsity_lib.book.provenance:checksums",
     "provenance-chapters": "sparsity_lib.book.provenance:chapters",
+    "trust-trials": "sparsity_lib.stress.page:trials",
+    "trust-tests": "sparsity_lib.stress.page:tests",
+    "trust-arithmetic": "sparsity_lib.stress.page:arithmetic",
+    "trust-licences": "sparsity_lib.stress.page:licences",
 }
 #: The same for a few words inside a sentence.
 WORDS = {
     "claims-summary": "sparsity_lib.claims.page:summary",
+    "trust-summary": "sparsity_lib.stress.page:summary",
 }
 
 

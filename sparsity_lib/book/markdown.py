@@ -51,6 +51,11 @@ def number(value: float, low: float | None = None, high: float | None = None) ->
     return Number(value, f"z.{digits}f", low, high)
 
 
+def plain(text: str) -> str:
+    """A text of somebody else as the letters it has: neither HTML nor markup."""
+    return re.sub(r"([\\`*_{}\[\]$])", r"\\\1", html.escape(text, quote=False))
+
+
 def whole(text: str) -> str:
     """A text that is not broken into lines."""
     return f'<span class="num">{html.escape(text)}</span>'

@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from sparsity_lib.assets.cache import partial, publish
+from sparsity_lib import sealed
 from sparsity_lib.cwic.config import CWICConfig
 from sparsity_lib.cwic.convert import Registry, convert, registry_of
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.train.data import fingerprint
 
-FORMAT = "cwic-thresholds-1"
+FORMAT = "cwic-thresholds-2"
 
 
 def restore(model: nn.Module, data: dict[str, Any]) -> nn.Module:
@@ -49,10 +48,8 @@ def save_thresholds(model: nn.Module, path: str | os.PathLike) -> Path:
     """
     registry, path = registry_of(model), Path(path)
     meta = {"format": FORMAT, "config": json.dumps(registry.config.to_json()), "model": identity(model, registry)}
-    temporary = partial(path)
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in _tensors(registry).items()}, temporary, metadata=meta)
-        publish(temporary, path)
+        sealed.write(path, _tensors(registry), meta)
     except (OSError, SafetensorError) as error:
         raise SparsityError(f"Thresholds could not be written to {path}: {error}. Fix: choose another folder.") from None
     return path
@@ -64,19 +61,15 @@ def load_thresholds(model: nn.Module, path: str | os.PathLike) -> Registry:
     Raises
     ------
     SparsityError
-        If the file is missing, damaged or of another kind, or was learned on other weights.
+        If the file is missing, damaged (by its checksum) or of another kind, or was learned on other weights.
     """
     try:
-        with safe_open(str(path), framework="pt") as file:
-            meta = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise SparsityError(f"{path} holds no readable thresholds: {error}. Fix: save them again.") from None
-    if meta.get("format") != FORMAT:
-        raise SparsityError(f"{path} has format {meta.get('format')!r}, expected {FORMAT!r}. Fix: save_thresholds(model, path).")
+        tensors, meta = sealed.read(path, FORMAT, unsealed="cwic-thresholds-1")
+    except ValueError as error:
+        raise SparsityError(f"{path} holds no readable thresholds: {error}. Fix: save_thresholds(model, path).") from None
     try:
         config = CWICConfig.from_json(json.loads(meta.get("config", "")))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SparsityError(f"{path} has broken metadata: {error}. Fix: save them again.") from None
     was = dict(model.named_modules(remove_duplicate=False))
     registry = convert(model, config)

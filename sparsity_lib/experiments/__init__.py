@@ -51,6 +51,14 @@ from sparsity_lib.experiments import (
     teal_allocation,
 )
 
+
+def stress_trials(checkpoint):
+    """Faults and bad inputs, tried (`sparsity_lib.stress`); imported late, because it imports most of the library."""
+    from sparsity_lib.stress.experiment import run
+
+    return run(checkpoint)
+
+
 EXPERIMENTS = {
     "claws_sweep": claws_sweep.run,
     "claws_benchmarks": claws_benchmarks.run,
@@ -80,6 +88,7 @@ EXPERIMENTS = {
     "compare_search": compare_search.run,
     "compare_tasks": compare_tasks.run,
     "smallnets": smallnets.run,
+    "stress": stress_trials,
     "bench/matvec": matvec.run,
     "bench/glu": glu.run,
     "bench/batch": batch.run,
@@ -103,8 +112,13 @@ ON_GPU = ("bench/gpu", "bench/nm_gpu", "bench/cwic_gpu")
 ON_DASK = "bench/scaling"
 
 
+#: Starts processes by fork, which a process that has computed with several threads must not: `make stress` has one of its own.
+APART = "stress"
+
+
 def runnable() -> list[str]:
-    """The names of those that this machine can run: all but the GPU's measurements without one, Dask's without it."""
+    """The names of those that one process on this machine can run: all but the GPU's measurements without one, Dask's without
+    it, and the trials of `make stress`."""
     dask = importlib.util.find_spec("distributed") is not None
     return [name for name in EXPERIMENTS
-            if (name not in ON_GPU or torch.cuda.is_available()) and (name != ON_DASK or dask)]
+            if (name not in ON_GPU or torch.cuda.is_available()) and (name != ON_DASK or dask) and name != APART]

@@ -126,6 +126,7 @@ def nm_select(
     width = x.shape[-1]
     n, m = arguments.pattern(n, m, width, pad)
     moved, scaled = arguments.vector("shift", shift, (width,), x), arguments.positive("scale", scale, (width,), x)
+    back, bits = arguments.flag("back", back), arguments.flag("bits", bits)
     rule = (n, m, moved, scaled, back, arguments.repaired(repair), bits)
     flat = x.detach().reshape(-1, width).contiguous()
     y, mask = native.nm_select(flat, *rule) if operators.direct(flat) else torch.ops.sparsity.nm_select(flat, *rule)

@@ -70,11 +70,17 @@ def check_vectors(x: Tensor, width: int | None = None, name: str = "x") -> None:
         raise SparsityError("The operators have no gradients. Fix: call them under torch.no_grad(), or pass x.detach().")
 
 
+def flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise refuse(name, value, "True or False")
+    return value
+
+
 def pattern(n: object, m: object, width: int, pad: bool) -> tuple[int, int]:
     for name, value, most in (("m", m, reference.WIDEST_GROUP), ("n", n, m)):
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise refuse(name, value, f"a whole number in [1, {most}]", "2:4 is n=2, m=4")
-    if width % m and not pad:
+    if width % m and not flag("pad", pad):
         raise refuse("m", m, f"a divisor of the {width} channels", "pad=True lets the last group be shorter")
     return n, m
 

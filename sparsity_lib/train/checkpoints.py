@@ -7,9 +7,11 @@ because those are seeded anew at every step, from the recipe's seed and the step
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +20,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sparsity_lib.assets.cache import partial, publish, remove
+from sparsity_lib import project
+from sparsity_lib.assets.cache import partial, publish, remove, sha256_of
 from sparsity_lib.errors import SparsityError
 
-FORMAT = "training-1"
+FORMAT = "training-2"
+#: Had no checksums; still read, so that a run of days outlasts the change.
+_BEFORE = "training-1"
 #: Checkpoints kept: the last, and one from before, in case that the last was already on the way to diverging.
 KEEP = 2
 _NAME = re.compile(r"step-(\d{8})")
+_FILES = ("state", "moments")
 
 
 class Saved(NamedTuple):
@@ -59,10 +65,13 @@ def save(folder: Path, step: int, about: Mapping[str, Any], state: Mapping[str, 
         temporary = partial(path)
         try:
             temporary.mkdir()
-            for name, tensors in (("state", state), ("moments", moments)):
+            for name, tensors in zip(_FILES, (state, moments), strict=True):
                 plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
                 save_file(plain, temporary / f"{name}.safetensors", metadata={"format": FORMAT})
-            about = {"format": FORMAT, "step": step, **about}
+            sums = {f"{name}.safetensors": sha256_of(temporary / f"{name}.safetensors") for name in _FILES}
+            about = {"format": FORMAT, "step": step, **about, "sha256": sums}
+            about = json.loads(json.dumps(about, allow_nan=False))  # as it will be read
+            about["sealed"] = _seal(about)
             (temporary / "training.json").write_text(json.dumps(about, allow_nan=False), encoding="utf-8")
             publish(temporary, path)
         finally:
@@ -87,12 +96,28 @@ def latest(folder: Path) -> Saved | None:
     path = path_of(folder, steps[-1])
     try:
         about = json.loads((path / "training.json").read_text(encoding="utf-8"))
-        if about.get("format") != FORMAT or about.get("step") != steps[-1]:
+        if about.get("format") not in (FORMAT, _BEFORE) or about.get("step") != steps[-1]:
             raise ValueError(f"format {about.get('format')!r}, step {about.get('step')!r}")
-        state, moments = (load_file(path / f"{name}.safetensors") for name in ("state", "moments"))
-    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+        if about["format"] == FORMAT and about.pop("sealed", None) != _seal(about):
+            raise ValueError("training.json is not what was written")
+        for file, expected in about.pop("sha256", {}).items():
+            if sha256_of(path / file) != expected:
+                raise ValueError(f"{file} is not what was written")
+        state, moments = (load_file(path / f"{name}.safetensors") for name in _FILES)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
         raise SparsityError(f"The checkpoint {path} is damaged: {error}. Fix: delete it; the one before is used then.") from None
     return Saved(path, steps[-1], about, state, moments)
+
+
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """Hold the folder against other runs; raises SparsityError where one is training into it."""
+    folder = folder.absolute()
+    return project.only_one(folder.parent / f".{folder.name}.lock", f"the training run in {folder}")
+
+
+def _seal(about: Mapping[str, Any]) -> str:
+    """Checksum of training.json, less itself."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def check_same(saved: Saved, expected: Mapping[str, Any], shapes: Mapping[str, torch.Size]) -> None:

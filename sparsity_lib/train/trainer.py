@@ -95,7 +95,17 @@ def train(
         names the last good checkpoint.
     """
     count("every", every)
-    run = _Run(module, loss, data, recipe, None if checkpoints is None else Path(checkpoints), scale, about or {}, blocks)
+    folder = None if checkpoints is None else Path(checkpoints)
+    with store.alone(folder) if folder is not None and int(os.environ.get("RANK", "0")) == 0 else contextlib.nullcontext():
+        return _train(module, loss, data, recipe, folder, every, scale, after, about, blocks, title)
+
+
+def _train(
+    module: nn.Module, loss: Loss, data: Data, recipe: TrainRecipe, folder: Path | None, every: int,
+    scale: Callable[[str, nn.Parameter], float] | None, after: Callable[[nn.Module, int], None] | None,
+    about: Mapping[str, Any] | None, blocks: Sequence[nn.Module] | None, title: str,
+) -> Trained:
+    run = _Run(module, loss, data, recipe, folder, scale, about or {}, blocks)
     training = [(m, m.training) for m in module.modules()]
     devices = [run.device] if run.device.type == "cuda" else []
     try:

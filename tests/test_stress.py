@@ -1,0 +1,170 @@
+"""Every trial of `make stress`, small; and the counting itself, whose errors would hide others."""
+
+import importlib.util
+import json
+import os
+import signal
+import time
+
+import pytest
+from book_checkout import ROOT, small_book
+
+from sparsity_lib import results
+from sparsity_lib.errors import SparsityError, refuse
+from sparsity_lib.stress import base, experiment, page
+from sparsity_lib.stress.__main__ import main, said
+
+checkout = pytest.fixture(small_book)
+
+
+@pytest.mark.parametrize("name", base.TRIALS)
+def test_nothing_is_lost(name):
+    found = base.run(base.TRIALS[name], "quick")
+    if "not_here" in found:
+        pytest.skip(found["not_here"])
+    assert found["lost"] == 0, "\n".join(found["described"])
+    assert found["tried"] == found["right"] + found["refused"] > 0
+
+
+def make(run):
+    return base.Trial("made-up", "inputs", "something", "nothing", run)
+
+
+def crash(attempts):
+    attempts.check("fine", True)
+    attempts.attempt("the last one", lambda: os.kill(os.getpid(), signal.SIGSEGV))
+
+
+def hang(attempts):
+    attempts.note("sleeping")
+    if os.fork() == 0:  # what it started ends with it
+        (attempts.folder.parent.parent / "stress-child").write_text(str(os.getpid()))
+        time.sleep(60)
+    time.sleep(60)
+
+
+def wrong(attempts):
+    attempts.attempt("a wrong result", lambda: 1, lambda found: found == 2)
+    attempts.attempt("an acceptance", lambda: 1, right=False)
+    attempts.attempt("a foreign error", lambda: {}["key"])
+    attempts.attempt("an empty refusal", lambda: _raise(SparsityError("")))
+    attempts.attempt("an endless refusal", lambda: _raise(SparsityError("x" * 10**5)))
+    attempts.attempt("a refusal", lambda: _raise(refuse("k", 1, "2")))
+    attempts.attempt("a right result", lambda: 1)
+
+
+def _raise(error):
+    raise error
+
+
+class TestCounting:
+    def test_each_end_is_counted_for_what_it_is(self):
+        found = base.run(make(wrong), "quick")
+        assert (found["tried"], found["right"], found["refused"], found["lost"]) == (7, 1, 1, 5)
+        assert "gave another result" in found["described"][0] and "was accepted" in found["described"][1]
+        assert "KeyError" in found["described"][2] and "100000 letters" in found["described"][4]
+        assert said(found).startswith("LOST") and "KeyError" in said(found)
+
+    def test_a_crash_is_a_loss_that_names_its_attempt(self):
+        found = base.run(make(crash), "quick")
+        assert found["lost"] == 1 and "status -11 at the last one" in found["described"][0]
+
+    def test_a_hang_is_ended_with_all_it_started(self, monkeypatch):
+        monkeypatch.setitem(base.PATIENCE, "quick", 0.5)
+        began = time.monotonic()
+        found = base.run(make(hang), "quick")
+        assert found["lost"] == 1 and "did not end at sleeping" in found["described"][0] and time.monotonic() - began < 30
+
+    def test_a_trial_that_fails_or_cannot_be_made_says_so(self):
+        found = base.run(make(lambda attempts: 1 / 0), "quick")
+        assert found["lost"] == 1 and "ZeroDivisionError" in found["described"][0]
+        found = base.run(make(lambda attempts: _raise(base.NotHereError("no moon"))), "quick")
+        assert found["not_here"] == "no moon" and found["lost"] == 0 and said(found).startswith("not here")
+
+    def test_the_seed_decides_what_is_drawn(self):
+        def draws(attempts):
+            attempts.facts["drawn"] = attempts.random.random()
+
+        drawn = [base.run(make(draws), "quick", seed)["facts"]["drawn"] for seed in (0, 0, 1)]
+        assert drawn[0] == drawn[1] != drawn[2]
+
+    def test_unknown_names_are_refused(self, capsys):
+        assert main(["sigkil"]) == 1 and "did you mean 'sigkill'" in capsys.readouterr().err
+        with pytest.raises(SparsityError, match="did you mean 'full'"):
+            base.run(make(crash), "fully")
+        with pytest.raises(SparsityError, match="a new name"):
+            base.trial("inputs", "", "")(lambda attempts: None) and base.trial("weather", "", "")(crash)
+
+    def test_all_of_them_are_one_result(self, checkout, monkeypatch, capsys):
+        monkeypatch.setattr(base, "TRIALS", {"made-up": make(wrong)})
+        assert main([]) == 1 and "LOST" in capsys.readouterr().err
+        assert results.load("stress").data["trials"][0]["lost"] == 5
+        assert "| `made-up` | something | nothing | 7 | 1 | 1 | 5 |" in page.trials("inputs")
+        assert "- `made-up` lost: a wrong result" in page.trials("inputs")
+        assert page.summary() == ("1 trial with 7 attempts: 1 gave the right result, 1 were refused with a clear error, "
+                                  "5 had another end")
+
+
+class TestPage:
+    def test_what_was_not_run_says_how(self, checkout):
+        for text in (page.trials("inputs"), page.arithmetic()):
+            assert text == "Not run yet: `make stress` runs it.\n"
+        assert "make stress" in page.summary()
+
+    def test_differences_are_a_table(self, checkout):
+        facts = {"two threads": {"operator": 0.0, "logits": 3.2e-7}, "avx2": {"operator": 1e-6}}
+        trial = {"name": "other-arithmetic", "facts": facts}
+        results.save("stress", {"trials": [trial]}, params={}, seeds=[0], command="make stress", seconds=1)
+        assert '| two threads | <span class="num">3e-07</span> | 0 |' in page.arithmetic()
+        assert '| avx2 | – | <span class="num">1e-06</span> |' in page.arithmetic()
+
+    def test_tests_that_it_names_are_there(self, monkeypatch):
+        assert "`tests/test_cwic_sharded.py`" in page.tests()
+        monkeypatch.setattr(page, "TESTS", (("test_stress.py", ("test_of_no_name",), ""),))
+        with pytest.raises(SparsityError, match="has no test_of_no_name"):
+            page.tests()
+
+    def test_every_locked_package_has_one_licence(self):
+        text = page.licences()
+        assert "| MIT |" in text and page.licence("no-such-package") == "not installed here"
+        assert page.licence("safetensors") == "Apache-2.0" and page.licence("pytest") == "MIT"
+        assert all(name.replace("_", "\\_") in text for name in page.locked())
+
+    def test_every_group_has_its_place(self):
+        text = (ROOT / "book" / "trust.md").read_text()
+        assert all(f"trust-trials {group}\n" in text for group in base.GROUPS)
+        assert {each.group for each in base.TRIALS.values()} == set(base.GROUPS) and experiment.NAME == page.NAME
+
+
+@pytest.fixture(scope="module")
+def audit():
+    spec = importlib.util.spec_from_file_location("audit", ROOT / "tools" / "audit.py")
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules["audit"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestAudit:
+    def test_versions_that_differ_are_listed(self, audit):
+        locked = audit.pins("# head\nA_b==1.0\nc==2 ; platform_system == 'Linux'\nd==3\n")
+        assert locked == {"a-b": "1.0", "c": "2", "d": "3"}
+        report = json.dumps({"install": [{"metadata": {"name": n, "version": v}} for n, v in
+                                         (("a.b", "1.1"), ("C", "2+cpu"), ("new", "1"), ("sparsity-lib", "0.1"))]})
+        found = audit.planned(report)
+        assert found == {"a-b": "1.1", "c": "2", "new": "1"}
+        assert audit.differences(locked, found) == ["| a-b | 1.0 | 1.1 |", "| new | – | 1 |"]
+
+    def test_without_a_network_it_says_so(self, audit):
+        step = audit.install(audit.Step("install", "failed", "ERROR: No matching distribution found for torch"))
+        assert step.outcome == "not possible here" and "check the network" in step.said
+        assert audit.install(audit.Step("install", "failed", "error: g++ missing")).outcome == "failed"
+
+    def test_the_report_names_what_failed(self, audit, tmp_path, monkeypatch):
+        monkeypatch.setattr(audit, "FOLDER", tmp_path)
+        text = audit.write([audit.Step("tests", "failed", "1 failed"), audit.Step("install", "passed", "")], ["| a | 1 | 2 |"], 1)
+        text = text.read_text()
+        assert "| tests | failed |" in text and "1 packages are others" in text and "1 failed" in text
+        assert all((ROOT / "tests" / name).exists() for name in audit.TESTS)
