@@ -61,7 +61,8 @@ class ByBlock(Text):
             try:
                 for layer in track(range(len(blocks.blocks)), desc=desc, unit="block"):
                     if needs_grad:
-                        save_file({str(i): each.contiguous() for i, each in enumerate(blocks.hidden)}, kept / f"{layer}.safetensors")
+                        arriving = {str(i): each.contiguous() for i, each in enumerate(blocks.hidden)}
+                        save_file(arriving, kept / f"{layer}.safetensors")
                     blocks.advance()
                 self.watching = True
                 if needs_grad:

@@ -240,7 +240,8 @@ def _head_costs(
     rule: Rule, site: Site, plan: Plan, model: nn.Module, stream: Sequence[Tensor], levels: Sequence[float], every: int
 ) -> tuple[float, ...]:
     """Mean KL of the head alone at every level, on every n-th token."""
-    hidden = torch.cat([each.flatten(0, 1)[::every] for each in track(final_states(model, stream), desc="head", total=len(stream))])
+    states = track(final_states(model, stream), desc="head", total=len(stream))
+    hidden = torch.cat([each.flatten(0, 1)[::every] for each in states])
     total = torch.zeros(len(levels), dtype=torch.float64)
     plans = [Plan(Recipe("head", (dataclasses.replace(rule, select=TopK(1 - level)),)), plan.tensors, plan.widths)
              for level in levels]

@@ -66,6 +66,7 @@ class Shards:
             if name not in self.entries:
                 raise AssetError(f"{INDEX} says that {name!r} is in {file}, but that file does not hold it. "
                                  f"Fix: get index and files of {self.folder} again, from one place.")
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors of floating point."""
@@ -94,7 +95,7 @@ class Shards:
 
     def _header(self, file: str) -> dict[str, Entry]:
         with self._open(file) as handle:
-            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 - a handle, not a dict
+            slices = {name: handle.get_slice(name) for name in handle.keys()}
             return {name: Entry(file, tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
 
     def _open(self, file: str):
