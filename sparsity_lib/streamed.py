@@ -3,8 +3,8 @@
     model, tokenizer = load_model(folder, stream=True)
     plan = fit(recipe, model, tokenizer)          # one block in memory at a time, for all of the text
 
-What is outside of the blocks (embeddings, last norm, head) is there always. Numbers are read by the operating system's page
-cache: where they are stored as they are used, in the same type, they are not even copied.
+What is outside of the blocks (embeddings, last norm, head) is there always. Files are mapped into memory: numbers that are
+used in the type they are stored in are not even copied.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Stored:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        if self.holders == 0:
-            self.weights.fill(self.keys, f"block {self.name}")
-            self.block.requires_grad_(False)
-            self.weights.blocks_read += 1
         self.holders += 1
         try:
+            if self.holders == 1:
+                self.weights.fill(self.keys, f"block {self.name}")
+                self.block.requires_grad_(False)
+                self.weights.blocks_read += 1
             yield
         finally:
             self.holders -= 1

@@ -108,7 +108,9 @@ def test_sequential_plans(family, tmp_path):
 def test_encoders_and_batches_with_labels(tmp_path):
     ordinary, model = both(stored(tmp_path, "bert"))
     batches = [{**inputs("bert", seed=i), "labels": torch.tensor([0, 1])} for i in range(2)]
-    same(fit(recipes.teal(0.5), model, batches=batches), fit(recipes.teal(0.5), ordinary, batches=batches))
+    made = [recipes.teal(0.5), recipes.combined(0.5, rotate=False, score="saliency", head="dense")]
+    for found, wanted in zip(*(fit_many(made, m, batches=batches) for m in (model, ordinary)), strict=True):
+        same(found, wanted)
 
 
 def test_one_file_streams_too(tmp_path):
@@ -116,6 +118,27 @@ def test_one_file_streams_too(tmp_path):
     ordinary, model = both(tmp_path)
     assert (tmp_path / SINGLE).is_file() and on_meta(model)
     assert torch.equal(outputs(model), outputs(ordinary))
+
+
+def test_an_embedded_model_streams_too():
+    ordinary, model = (load_model("minilm-l6", stream=stream)[0] for stream in (False, True))
+    assert on_meta(model)
+    assert torch.equal(model(input_ids=IDS).last_hidden_state, ordinary(input_ids=IDS).last_hidden_state)
+
+
+def test_a_hub_id_is_taken_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    held = tmp_path / "models--someone--tiny"
+    blobs = stored(held / "blobs")
+    (held / "snapshots" / "abc").mkdir(parents=True)
+    (held / "refs").mkdir()
+    (held / "refs" / "main").write_text("abc")
+    for path in blobs.iterdir():
+        (held / "snapshots" / "abc" / path.name).symlink_to(path)
+    model = load_model("someone/tiny", stream=True)[0]
+    assert torch.equal(outputs(model), outputs(load_model(str(blobs))[0]))
+    with pytest.raises(SparsityError, match="'someone/other' could not be loaded"):
+        load_model("someone/other", stream=True)
 
 
 def watch(model, monkeypatch):
@@ -312,6 +335,7 @@ def test_a_missing_expert_is_refused_when_its_block_is_read(tmp_path):
     model = load_model(str(folder), stream=True)[0]
     with pytest.raises(AssetError, match=r"weights of block model\.layers\.1 do not fit the model: model\.layers\.1.*experts"):
         outputs(model, "mixtral")
+    assert all(".layers." in name for name in on_meta(model)) and on_meta(model) == on_meta(load_model(str(folder), stream=True)[0])
 
 
 def test_a_file_that_changes_under_way_is_refused(tmp_path):

@@ -26,6 +26,7 @@ BLOCKS = {
     "provenance-assets": "sparsity_lib.book.provenance:assets",
     "provenance-checksums": "sparsity_lib.book.provenance:checksums",
     "provenance-chapters": "sparsity_lib.book.provenance:chapters",
+    "streaming-costs": "sparsity_lib.book.streaming:costs",
 }
 #: The same for a few words inside a sentence.
 WORDS = {
