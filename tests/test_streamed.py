@@ -335,7 +335,7 @@ def test_a_missing_expert_is_refused_when_its_block_is_read(tmp_path):
     model = load_model(str(folder), stream=True)[0]
     with pytest.raises(AssetError, match=r"weights of block model\.layers\.1 do not fit the model: model\.layers\.1.*experts"):
         outputs(model, "mixtral")
-    assert all(".layers." in name for name in on_meta(model)) and on_meta(model) == on_meta(load_model(str(folder), stream=True)[0])
+    assert on_meta(model) == on_meta(load_model(str(folder), stream=True)[0])  # what had been read of the block is gone
 
 
 def test_a_file_that_changes_under_way_is_refused(tmp_path):
