@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_lib import lm
+from sparsity_lib.by_block import final_states
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.experts import is_experts
 from sparsity_lib.install import Installed, installed_on
@@ -121,10 +122,10 @@ class _Recorder:
 
 def token_densities(model: nn.Module, ids: Tensor, batch_size: int = 1) -> dict[str, Tensor]:
     """Share of entries kept at each installed site ("LAYER.SITE") by each token of `ids` [sequences, tokens]."""
-    device = next(model.parameters()).device
+    batches = lm.check_ids(ids).split(batch_size)
     with recorded(model) as counted, torch.no_grad():
-        for batch in track(lm.check_ids(ids).split(batch_size), desc="counting weights", unit="batch"):
-            lm.show_head(model, lm.hidden_states(model, batch.to(device)))
+        for hidden in track(final_states(model, batches), desc="counting weights", total=len(batches), unit="batch"):
+            lm.show_head(model, hidden)
     return counted()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.passes import Batch, Text, evaluating, forward
 from sparsity_lib.sites import Site, SiteMap
+from sparsity_lib.stored import held
 
 
 class _Reached(Exception):
@@ -24,38 +26,48 @@ class Blocks(Text):
             blocks.advance()    # and on to the next, through whatever is attached to this one
 
     The model's own forward is used, which masks and positions come from; blocks already passed hand their input on, and
-    the forward ends where nothing more is wanted. Memory: one hidden state a token of the text.
+    the forward ends where nothing more is wanted. After the last block `run` runs what follows the blocks. The current
+    block's weights are held, where they stay on disk otherwise. Memory: one hidden state a token of the text, two with
+    `carry`.
+
+    Parameters
+    ----------
+    carry
+        Keep what the first `run` of a block makes of the text, for `advance`, which then runs nothing: right where what is
+        attached changes nothing.
     """
 
-    def __init__(self, model: nn.Module, stream: Sequence[Tensor | Batch], sites: SiteMap) -> None:
+    def __init__(
+        self, model: nn.Module, stream: Sequence[Tensor | Batch], sites: SiteMap, *, carry: bool = False
+    ) -> None:
         super().__init__(model, stream)
         self.blocks = [model.get_submodule(name) for name in sites.blocks]
         #: The block that `run` runs, and what arrives there: for each batch [batch, tokens, hidden].
         self.layer, self.hidden = 0, []
+        self._carry, self._next = carry, None
+        self._held = ExitStack()
         #: A site after which nothing of a pass is wanted.
         self.stop_at: Site | None = None
-        self._number = 0
+        self._number = self._length = 0
         self._passed: list[tuple[nn.Module, Callable | None]] = []
         self._entry = None
 
     def __enter__(self) -> Blocks:
         self.hidden = self._arriving(self.blocks[0])
-        self._entry = self.blocks[0].register_forward_pre_hook(self._substitute, with_kwargs=True)
+        self._enter(0)
         return self
 
     def __exit__(self, *error) -> None:
         if self._entry is not None:
             self._entry.remove()
-        for block, own in self._passed:
-            block.__dict__.pop("forward", None)
-            if own is not None:
-                block.__dict__["forward"] = own
-        self._passed.clear()
+        while self._passed:
+            self._restore()
+        self._held.close()
 
     @property
     def nbytes(self) -> int:
         """Bytes that the hidden states take."""
-        return sum(hidden.nbytes for hidden in self.hidden)
+        return sum(hidden.nbytes for hidden in (*self.hidden, *(self._next or ())))
 
     def run(self, needs_grad: bool = False, desc: str = "") -> None:
         """One pass of all the text through the current block."""
@@ -63,7 +75,12 @@ class Blocks(Text):
             raise SparsityError(
                 "A saliency needs the gradient of the whole model's loss, which no single block has. Fix: sequential=False."
             )
-        self.outputs(keep=False)
+        if self.layer == len(self.blocks):
+            self._feed(None, range(len(self.stream)))
+        elif self._carry and self._next is None:
+            self._next = self._onward()
+        else:
+            self.outputs(keep=False)
 
     def outputs(self, keep: bool = True) -> list[Tensor]:
         """What the current block makes of every batch, [batch, tokens, hidden]."""
@@ -86,18 +103,57 @@ class Blocks(Text):
             self.hidden = own
 
     def advance(self) -> None:
-        """Go on to the next block, with the hidden states that reach it."""
-        block, shape = self.blocks[self.layer], []
-        watch = block.register_forward_hook(lambda module, args, out: shape.append(len(out) if isinstance(out, tuple) else 0))
+        """Go on to the next block, with the hidden states that reach it; after the last, to what follows the blocks."""
+        self.hidden, self._next = self._onward() if self._next is None else self._next, None
+        block = self.blocks[self.layer]
+        self._passed.append((block, block.__dict__.get("forward")))
+        block.forward = _handing_on(self._length)
+        self._enter(self.layer + 1)
+
+    def choose(self, number: int, with_gradient: bool = False) -> Tensor:
+        """Let batch `number` be what comes with the model's next forward, and return what arrives of it at the block.
+
+        With `with_gradient` that is a leaf whose gradient is kept.
+        """
+        self._number = number
+        if with_gradient:
+            self.hidden[number] = self.hidden[number].detach().requires_grad_(True)
+        return self.hidden[number]
+
+    def back(self, hidden: list[Tensor]) -> None:
+        """Return to the block before, at which `hidden` arrives."""
+        self._restore()
+        self.hidden, self._next = hidden, None
+        self._enter(self.layer - 1)
+
+    def _enter(self, layer: int) -> None:
+        """Make `layer` the current one: its weights are held, and what arrives at it is put in place."""
+        if self._entry is not None:
+            self._entry.remove()
+        self._held.close()
+        self.layer, last = layer, layer == len(self.blocks)
+        if not last:
+            self._held.enter_context(held(self.blocks[layer]))
+        self._entry = self.blocks[layer - last].register_forward_pre_hook(self._substitute, with_kwargs=True)
+
+    def _restore(self) -> None:
+        """Give the block passed last its own forward again."""
+        block, own = self._passed.pop()
+        block.__dict__.pop("forward", None)
+        if own is not None:
+            block.__dict__["forward"] = own
+
+    def _onward(self) -> list[Tensor]:
+        """What arrives at the next block, and in passing how this one's outputs are laid out."""
+        def note(module: nn.Module, args: tuple, out: Tensor | tuple) -> None:
+            self._length = len(out) if isinstance(out, tuple) else 0
+
+        watch = self.blocks[self.layer].register_forward_hook(note)
         try:
-            self.hidden = self._arriving(self.blocks[self.layer + 1])
+            last = self.layer + 1 == len(self.blocks)
+            return self.outputs() if last else self._arriving(self.blocks[self.layer + 1])
         finally:
             watch.remove()
-        self._entry.remove()
-        self._passed.append((block, block.__dict__.get("forward")))
-        block.forward = _handing_on(shape[0])
-        self.layer += 1
-        self._entry = self.blocks[self.layer].register_forward_pre_hook(self._substitute, with_kwargs=True)
 
     def reached(self, site: Site) -> None:
         if site is self.stop_at and not site.experts:  # experts are called one after the other
@@ -134,7 +190,8 @@ class Blocks(Text):
                     except _Reached:
                         continue
         finally:
-            handle.remove()
+            if handle is not None:
+                handle.remove()
 
     def _substitute(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         hidden = self.hidden[self._number]

@@ -12,16 +12,19 @@ from torch import Tensor, nn
 
 from sparsity_lib import lm
 from sparsity_lib.blocks import Blocks
+from sparsity_lib.by_block import text_of
 from sparsity_lib.checks import count
 from sparsity_lib.errors import SparsityError, refuse
 from sparsity_lib.fitting import Fitting, fit_step
 from sparsity_lib.install import installed_on
+from sparsity_lib.parts.base import Part
 from sparsity_lib.passes import Batch, Text
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import track
 from sparsity_lib.recipe import Recipe
-from sparsity_lib.sites import HEAD_IN, KINDS, SiteMap, find_sites
+from sparsity_lib.sites import HEAD_IN, KINDS, Site, SiteMap, find_sites
 from sparsity_lib.sparsifier import Sparsifier, put_on
+from sparsity_lib.stored import is_streamed
 
 #: Calibration text if nothing else is said: 16 sequences of 512 tokens.
 TOKENS, LENGTH = 8192, 512
@@ -53,7 +56,8 @@ def fit_many(
     recipes
         What to fit.
     model
-        A dense Hugging Face model; left as it was.
+        A dense Hugging Face model; left as it was. One whose blocks stay on disk (`load_model` with stream=True) is fitted
+        block by block, each read once, and once more there and back where a saliency needs gradients.
     tokenizer
         Needed where the embedded calibration text is used.
     ids
@@ -102,6 +106,8 @@ def fit_many(
     if sequential:
         held = [_fit_sequentially(model, stream, sites, done, r.token_share) for r, done in zip(recipes, jobs, strict=True)]
         described = {**described, "sequential": True, "statistics_bytes": max(held, default=0)}
+    elif is_streamed(model):
+        described["statistics_bytes"] = _fit_by_block(model, stream, sites, [job for done in jobs for job in done])
     else:
         described["statistics_bytes"] = _fit_together(Text(model, stream), [job for done in jobs for job in done])
     plans = []
@@ -117,6 +123,34 @@ def _fit_together(text: Text, jobs: list[Fitting]) -> int:
     for step in range(max((len(job.rule.parts()) for job in jobs), default=0)):
         held = max(held, fit_step(text, [job for job in jobs if step < len(job.rule.parts())], step))
     return held
+
+
+def _fit_by_block(model: nn.Module, stream: list, sites: SiteMap, jobs: list[Fitting]) -> int:
+    """Fit all jobs to the dense model with each block read once; those that need gradients step by step after the others.
+
+    What a block's statistics took is free before the next; returns bytes as above, the hidden states included.
+    """
+    held, with_gradient = 0, []
+    places: dict[int, list[Fitting]] = {}
+    for job in jobs:
+        if any(_needs_grad(part, job.site) for part in job.rule.parts()):
+            with_gradient.append(job)
+        else:
+            places.setdefault(sites.layers if job.site.kind == HEAD_IN else job.site.layer, []).append(job)
+    if places:
+        with Blocks(model, stream, sites, carry=True) as blocks:
+            for layer in track(range(max(places) + 1), desc="calibrating blocks", unit="block"):
+                here = places.get(layer, [])
+                for step in range(max((len(job.rule.parts()) for job in here), default=0)):
+                    held = max(held, fit_step(blocks, [j for j in here if step < len(j.rule.parts())], step) + blocks.nbytes)
+                if layer < max(places):
+                    blocks.advance()
+    return max(held, _fit_together(text_of(model, stream), with_gradient))
+
+
+def _needs_grad(part: Part, site: Site) -> bool:
+    collector = part.collector(site)
+    return collector is not None and collector.needs_grad
 
 
 def _fit_sequentially(model: nn.Module, stream: list, sites: SiteMap, jobs: list[Fitting], token_share: float) -> int:

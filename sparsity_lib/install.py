@@ -16,6 +16,7 @@ from sparsity_lib.plan import Plan
 from sparsity_lib.recipe import Recipe
 from sparsity_lib.sites import HEAD_IN, Site, SiteMap, find_sites
 from sparsity_lib.sparsifier import Sparsifier, put_on
+from sparsity_lib.stored import device_of
 
 #: Name under which a block holds its sparsifiers; part of the checkpoint's tensor names.
 CHILD = "sparsity"
@@ -134,5 +135,4 @@ def head_of(model: nn.Module, plan: Plan | None) -> Callable[[], AbstractContext
 
 
 def _device(model: nn.Module, site) -> torch.device:
-    block = model.get_submodule(site.block)
-    return next(block.parameters()).device
+    return device_of(model.get_submodule(site.block))

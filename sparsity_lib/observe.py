@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparsity_lib import lm
 from sparsity_lib.analysis import jaccard, spearman, spread
 from sparsity_lib.attach import attach
+from sparsity_lib.by_block import final_states
 from sparsity_lib.checks import fraction
 from sparsity_lib.parts.base import as_float32
 from sparsity_lib.parts.select import exact_topk
@@ -134,12 +135,11 @@ def _compare(rule: Rule, site: Site, plan: Plan, density: float, every: int, fou
 
 
 def _run(model: nn.Module, taps: list, ids: Tensor) -> None:
-    device = next(model.parameters()).device
+    rows = lm.check_ids(ids).split(1)
     handles = [attach(model, site, tap) for site, tap in taps]
     try:
-        with torch.no_grad():
-            for row in track(lm.check_ids(ids).split(1), desc="reading activations", unit="sequence"):
-                lm.hidden_states(model, row.to(device))
+        for _ in track(final_states(model, rows), desc="reading activations", total=len(rows), unit="sequence"):
+            pass
     finally:
         for handle in handles:
             handle.remove()

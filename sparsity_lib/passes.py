@@ -20,6 +20,9 @@ Batch = Mapping[str, Any]
 class Text:
     """Calibration text cut into batches, and the model that reads it."""
 
+    #: Whether what passes the sites is what a pass is for, and not on its way to somewhere else.
+    watching = True
+
     def __init__(self, model: nn.Module, stream: Sequence[Tensor | Batch]) -> None:
         self.model, self.stream = model, stream
 

@@ -23,12 +23,12 @@ from sparsity_lib import lm
 from sparsity_lib.accounting import weights_per_token
 from sparsity_lib.allocation import Allocation
 from sparsity_lib.attach import attach
+from sparsity_lib.by_block import final_states, text_of
 from sparsity_lib.checks import fraction
 from sparsity_lib.errors import SparsityError, refuse
 from sparsity_lib.fit import calibration_stream
 from sparsity_lib.install import head_of, installed_on
 from sparsity_lib.parts.select import TopK
-from sparsity_lib.passes import Text
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import track
 from sparsity_lib.recipe import Recipe, Rule
@@ -196,7 +196,7 @@ def _block_costs(
     taps = {site.name: _Cost(rule, site, plan, levels) for rule, site in placed}
     handles = [attach(model, site, taps[site.name]) for _, site in placed]
     try:
-        Text(model, stream).run(needs_grad=True, desc="costs of dropping")
+        text_of(model, stream).run(needs_grad=True, desc="costs of dropping")
     finally:
         for handle in handles:
             handle.remove()
@@ -241,7 +241,8 @@ def _head_costs(
     rule: Rule, site: Site, plan: Plan, model: nn.Module, stream: Sequence[Tensor], levels: Sequence[float], every: int
 ) -> tuple[float, ...]:
     """Mean KL of the head alone at every level, on every n-th token."""
-    hidden = torch.cat([lm.hidden_states(model, batch).flatten(0, 1)[::every] for batch in track(stream, desc="head")])
+    states = track(final_states(model, stream), desc="head", total=len(stream))
+    hidden = torch.cat([each.flatten(0, 1)[::every] for each in states])
     total = torch.zeros(len(levels), dtype=torch.float64)
     plans = [Plan(Recipe("head", (dataclasses.replace(rule, select=TopK(1 - level)),)), plan.tensors, plan.widths)
              for level in levels]

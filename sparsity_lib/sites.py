@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sparsity_lib.errors import SparsityError, unknown
 from sparsity_lib.experts import is_experts, plain_experts, weights_in
+from sparsity_lib.stored import held
 
 QKV_IN, O_IN, UP_IN, GATE, DOWN_IN = "qkv_in", "o_in", "up_in", "gate", "down_in"
 IN_PROJ_IN, OUT_PROJ_IN, HEAD_IN = "in_proj_in", "out_proj_in", "head_in"
@@ -83,9 +84,15 @@ class Site:
         return f"{self.layer}.{self.kind}"
 
     def input_weight(self, reader: str) -> Tensor:
-        """The weight of a column reader as [out, in]."""
-        module = self.model.get_submodule(reader)
-        return module.weight.T if isinstance(module, Conv1D) else module.weight
+        """The weight of a column reader as [out, in]; read from disk where the block stays there."""
+        with held(self.model.get_submodule(self.block)):
+            module = self.model.get_submodule(reader)
+            return module.weight.T if isinstance(module, Conv1D) else module.weight
+
+    def input_shape(self, reader: str) -> tuple[int, int]:
+        """(out, in) of that weight, which is not read."""
+        shape = tuple(self.model.get_submodule(reader).weight.shape)
+        return shape[::-1] if isinstance(self.model.get_submodule(reader), Conv1D) else shape
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from sparsity_lib.parts.nm import NofM, check_width
 from sparsity_lib.parts.select import TopK
 from sparsity_lib.passes import Text
 from sparsity_lib.sites import GATE, HEAD_IN, Site, SiteMap, find_sites
+from sparsity_lib.stored import refuse_streamed
 
 #: Score of a weight W_ij, i an output and j an input.
 SCORES = {
@@ -218,6 +219,7 @@ def _prune_in_turn(pruned: Pruned, blocks: Blocks, sites: SiteMap) -> None:
 
 
 def _check_model(model: nn.Module) -> None:
+    refuse_streamed(model, "Pruning weights in place")
     if installed_on(model) is not None:
         raise SparsityError("Weights of a sparse model were to be pruned. Fix: uninstall(model), prune, then install again.")
     if "_weights_pruned" in model.__dict__:

@@ -32,7 +32,7 @@ def model_path(name: str) -> Path:
 
 def load_model(
     name: str, dtype: torch.dtype | str = torch.float32, device: str | torch.device = "cpu",
-    attn_implementation: str | None = None,
+    attn_implementation: str | None = None, stream: bool = False,
 ) -> tuple[Any, Any]:
     """Load a model for inference, and its tokenizer.
 
@@ -48,6 +48,11 @@ def load_model(
     attn_implementation
         As transformers names it; by default its own choice.
 
+    stream
+        The blocks' weights stay in their safetensors files, and each block is read when its turn comes, so that a model larger
+        than memory can be calibrated (`fit`), installed into, evaluated and counted, block by block. Of a hub id the files are
+        taken from the cache, or fetched into it.
+
     Returns
     -------
     (model, tokenizer)
@@ -59,18 +64,27 @@ def load_model(
     SparsityError
         For a name that is neither known, nor a folder, nor reachable on a hub, and for a bad dtype or device.
     AssetError
-        Where a model cannot be fetched or was damaged.
+        Where a model cannot be fetched, was damaged or, with `stream`, has no whole safetensors files.
     """
     import sparsity_lib.drelu  # noqa: F401 - teaches transformers the architecture
 
     dtype, device = _dtype(dtype), _device(device)
+    if not isinstance(stream, bool):
+        raise refuse("stream", stream, "true or false")
     folder = _place(name)
     options: dict[str, Any] = {"trust_remote_code": False}
     if Path(folder).is_dir():
         options["local_files_only"] = True
     try:
+        if stream and "local_files_only" not in options:
+            folder = _snapshot(str(folder))
         model_class, config = _model_class(str(folder), options)
         extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
+        if stream:
+            from sparsity_lib.streamed import open_folder
+
+            model = open_folder(folder, model_class, config, dtype, device, **extra)
+            return model, _tokenizer(name, str(folder), options, required=_is_causal(model_class))
         with quiet_bars():
             model = model_class.from_pretrained(
                 str(folder), config=config, dtype=dtype, use_safetensors=True, **extra, **options
@@ -79,7 +93,7 @@ def load_model(
         raise
     except Exception as error:  # whatever transformers meets in a configuration or a file of weights that is damaged or hostile
         raise _unreachable(name, error) from error
-    tokenizer = _tokenizer(name, str(folder), options, required=model_class.__name__ == "AutoModelForCausalLM")
+    tokenizer = _tokenizer(name, str(folder), options, required=_is_causal(model_class))
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 
@@ -102,6 +116,17 @@ def _place(name: str) -> Path | str:
         if "/" not in name and difflib.get_close_matches(name, NAMES, n=1):
             raise unknown("model", name, NAMES)
     return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+
+
+def _snapshot(name: str) -> Path:
+    """The folder of the hub's cache that holds the files of a hub id; raises OSError or ValueError where there is none."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+
+
+def _is_causal(model_class: Any) -> bool:
+    return model_class.__name__ == "AutoModelForCausalLM"
 
 
 def _tokenizer(name: str, folder: str, options: dict[str, Any], required: bool) -> Any:

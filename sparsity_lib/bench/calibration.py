@@ -54,15 +54,15 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
     return data, {**settings, "tokens": TOKENS, **shapes, "threads": torch.get_num_threads()}, [0]
 
 
-def in_child(params: Mapping[str, Any]) -> dict[str, Any]:
-    """`measure` of a model by name, or of random weights in a shape, in a process of its own.
+def in_child(params: Mapping[str, Any], module: str = "sparsity_lib.bench.calibration") -> dict[str, Any]:
+    """`measure` of a model by name, or of random weights in a shape, in a process of its own; or what `module` does.
 
     Raises
     ------
     SparsityError
         If that process fails, with its last line.
     """
-    command = [sys.executable, "-m", "sparsity_lib.bench.calibration", json.dumps(dict(params))]
+    command = [sys.executable, "-m", module, json.dumps(dict(params))]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.returncode != 0:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]

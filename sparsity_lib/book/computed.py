@@ -31,6 +31,7 @@ BLOCKS = {
     "trust-tests": "sparsity_lib.stress.page:tests",
     "trust-arithmetic": "sparsity_lib.stress.page:arithmetic",
     "trust-licences": "sparsity_lib.stress.page:licences",
+    "streaming-costs": "sparsity_lib.book.streaming:costs",
 }
 #: The same for a few words inside a sentence.
 WORDS = {

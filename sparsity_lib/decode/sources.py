@@ -10,6 +10,7 @@ from transformers import PretrainedConfig
 
 from sparsity_lib.decode.architecture import Architecture, rotations
 from sparsity_lib.errors import SparsityError
+from sparsity_lib.stored import refuse_streamed
 
 if TYPE_CHECKING:
     from sparsity_lib.decode.granular import Granular
@@ -25,6 +26,7 @@ class ModelSource:
     linears: tuple[type[nn.Module], ...] = (nn.Linear,)
 
     def __init__(self, model: nn.Module) -> None:
+        refuse_streamed(model, "The decoder")
         self.architecture = Architecture.of(model.config)
         self.model, self.core = model, model.base_model
         self._plus_one = model.config.get_text_config().model_type.startswith("gemma")

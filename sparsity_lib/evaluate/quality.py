@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsity_lib import lm
+from sparsity_lib.by_block import final_states
 from sparsity_lib.checks import count
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
@@ -152,10 +153,10 @@ def _check(dense: nn.Module, ids: Tensor) -> None:
 
 @torch.no_grad()
 def _hidden(model, plan, ids, places, batch_size, progress) -> Tensor:
-    device, found = next(model.parameters()).device, []
+    found = []
     with plan() if callable(plan) else installed(model, plan):
-        for batch in ids.split(batch_size):
-            found.append(lm.hidden_states(model, batch.to(device))[:, places])
+        for hidden in final_states(model, ids.split(batch_size)):
+            found.append(hidden[:, places])
             progress.update(1)
     return torch.cat(found)
 

@@ -18,6 +18,7 @@ from sparsity_lib.bench import (
     nm,
     nm_gpu,
     scaling,
+    streaming,
 )
 from sparsity_lib.experiments import (
     claws_benchmarks,
@@ -95,6 +96,7 @@ EXPERIMENTS = {
     "bench/decode": decode.run,
     "bench/evaluation": evaluation.run,
     "bench/calibration": calibration.run,
+    "bench/streaming": streaming.run,
     "bench/gpu": gpu.run,
     "bench/cwic": cwic.run,
     "bench/nm": nm.run,

@@ -56,10 +56,10 @@ class Refine(Repair):
         return torch.where(chosen, y + nn.functional.linear(dropped, weight), y)
 
     def operations(self, site: Site) -> int:
-        outputs = site.input_weight(site.column_readers[0]).shape[0]
+        outputs, _ = site.input_shape(site.column_readers[0])
         return TopK(self.share).operations(replace(site, width=outputs))
 
     def weights_read(self, site: Site) -> int:
         """Rows that are read whole; what the preview has read of them is read again."""
-        outputs, inputs = site.input_weight(site.column_readers[0]).shape
+        outputs, inputs = site.input_shape(site.column_readers[0])
         return self.count(outputs) * inputs

@@ -147,7 +147,7 @@ class LowRank(Repair):
 
 def _shapes(site: Site) -> list[tuple[int, int]]:
     """(out, in) of the layers that read the site."""
-    return [tuple(site.input_weight(reader).shape) for reader in site.column_readers]
+    return [site.input_shape(reader) for reader in site.column_readers]
 
 
 def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
