@@ -96,7 +96,7 @@ class TestSpeeds:
         (checkout / "results" / "bench").mkdir()
         rows = [{"method": "teal", "skipped": 0.4, "ratio": 1.5}, {"method": "teal", "skipped": 0.2, "ratio": 1.2},
                 {"method": "nm", "reason": "cannot"}]
-        content = json.dumps({"name": "x", "data": {"m": rows}, "manifest": {}})
+        content = json.dumps({"name": "bench/compare", "data": {"m": rows}, "manifest": {}})
         (checkout / "results" / "bench" / "compare.json").write_text(content)
         assert speeds.compared.__wrapped__() == {"m": {"teal": [(0.0, 1.0), (0.2, 1.2), (0.4, 1.5)]}}
 

@@ -97,6 +97,20 @@ def test_teal_with_the_head_is_a_row_a_curve_and_a_rival_of_its_own(small):
     plain, headed = (rules.verdict_teal(both, "small", "CWIC, active parameters", head=head) for head in (False, True))
     assert headed.number < plain.number and headed.claim.endswith("TEAL with the head")
     assert len(rules.small_verdicts(both)) == len(rules.small_verdicts(small)) + 1
+    by_name = {row[1]: row for row in report.rows(both) if row[0] == "3x"}
+    assert by_name["CWIC, active parameters"][5].value == pytest.approx(0.2 - 0.8, rel=0.1)
+    assert by_name[report.HEADED][4:] == [None, None] and by_name["TEAL, the better allocation"][4] is None
+
+
+def test_a_run_that_ends_just_below_a_ratio_is_compared_where_it_ends(small):
+    small["runs"]["3x thresholds"] = run(0.2, last=2.95)
+    rows = [row for row in report.rows(small, (3.0,)) if row[1] == "thresholds alone, to 3x"]
+    assert [row[0] for row in rows] == ["2.95x"] and rows[0][4].value == pytest.approx(rows[0][3].value - 0.975, rel=0.1)
+    found = rules.verdict_teal(small, "small", "thresholds alone, to 3x")
+    assert found.outcome != "not testable here" and "2.95x" in found.experiment
+    small["runs"]["3x thresholds"] = run(0.2, last=2.8)
+    assert rules.verdict_teal(small, "small", "thresholds alone, to 3x").outcome == "not testable here"
+    assert not [row for row in report.rows(small, (3.0,)) if row[1] == "thresholds alone, to 3x"]
 
 
 def test_ablations_are_paired_with_what_is_unchanged(ablations):

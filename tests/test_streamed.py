@@ -80,7 +80,7 @@ def test_plans_are_those_of_the_ordinary_path(tied, tmp_path):
     ordinary, model = both(stored(tmp_path, tie_word_embeddings=tied))
     made = [recipes.teal(0.5), recipes.cats(0.5), recipes.wina(0.5, select="threshold"), recipes.larosa(0.5),
             recipes.scap_centered(0.5), recipes.rsparse(0.5, rank_share=0.2, aware=True), recipes.claws(0.5),
-            recipes.combined(0.5, rotate=False, score="saliency"), recipes.nm(2, 4, score="amber")]
+            recipes.combined(0.5, rotate="none", score="saliency"), recipes.nm(2, 4, score="amber")]
     expected = fit_many(made, ordinary, ids=IDS, batch_size=3)
     for found, wanted in zip(fit_many(made, model, ids=IDS, batch_size=3), expected, strict=True):
         same(found, wanted)
@@ -108,7 +108,7 @@ def test_sequential_plans(family, tmp_path):
 def test_encoders_and_batches_with_labels(tmp_path):
     ordinary, model = both(stored(tmp_path, "bert"))
     batches = [{**inputs("bert", seed=i), "labels": torch.tensor([0, 1])} for i in range(2)]
-    made = [recipes.teal(0.5), recipes.combined(0.5, rotate=False, score="saliency", head="dense")]
+    made = [recipes.teal(0.5), recipes.combined(0.5, rotate="none", score="saliency", head="dense")]
     for found, wanted in zip(*(fit_many(made, m, batches=batches) for m in (model, ordinary)), strict=True):
         same(found, wanted)
 
@@ -216,7 +216,7 @@ def test_looking_at_activations_and_costs(tmp_path):
     ordinary, model = both(stored(tmp_path))
     for a, b in zip(observe.activations(model, "up_in", IDS), observe.activations(ordinary, "up_in", IDS), strict=True):
         assert torch.equal(a, b)
-    plan = fit(recipes.combined(0.5, rotate=False), ordinary, ids=IDS)
+    plan = fit(recipes.combined(0.5, rotate="none"), ordinary, ids=IDS)
     assert curves(plan, model, ids=IDS).costs == curves(plan, ordinary, ids=IDS).costs
     batches = [IDS[:3], IDS[3:]]
     for a, b in zip(final_states(model, batches), final_states(ordinary, batches), strict=True):

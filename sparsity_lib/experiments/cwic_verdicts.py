@@ -15,6 +15,7 @@ from sparsity_lib.experiments.cwic_report import (
     best_teal,
     dense_of,
     medians,
+    near,
     of_run,
     pooled,
     pooled_at,
@@ -32,6 +33,7 @@ Data = Mapping[str, Any]
 def verdict_teal(data: Data, model: str, way: str, ratio: float = 3.0, *, head: bool = False) -> Verdict:
     """A1: ahead of TEAL at equal ratio; with `head`, of TEAL with the head as a further site, which its paper does not have."""
     words, claim = "CWIC is 15 points ahead of TEAL at a third of the parameters (1B)", f"A1, {model}, {way}"
+    ratio = near(ways(data)[way], ratio)
     own = pooled_at(ways(data)[way], data["teal"]["uniform"], ratio)
     teal, name = (teal_at(data, ratio, "head"), "TEAL, head included,") if head else (best_teal(data, ratio), "the better TEAL")
     claim = f"{claim}, TEAL with the head" if head else claim
@@ -40,7 +42,7 @@ def verdict_teal(data: Data, model: str, way: str, ratio: float = 3.0, *, head: 
         return not_testable(claim, words, f"{missing} does not reach {ratio:g}x", "make results R=cwic_small")
     found = difference(teal, own, "nll")
     return effect(
-        claim, words, f"nats per token that {name} loses beyond {way} at {ratio:g}x; 0.1 was set here",
+        claim, words, f"nats per token that {name} loses beyond {way} at {ratio:.3g}x; 0.1 was set here",
         number=found.value, low=found.low, high=found.high, published=0.1)
 
 
