@@ -102,6 +102,13 @@ def test_teal_with_the_head_is_a_row_a_curve_and_a_rival_of_its_own(small):
     assert by_name[report.HEADED][4:] == [None, None] and by_name["TEAL, the better allocation"][4] is None
 
 
+def test_rates_are_compared_with_thresholds_alone_where_both_are(small):
+    smol = {"runs": {"thresholds 3x": run(0.2, last=2.95)}, "teal": small["teal"]}
+    rows = report.rate_rows({"all 1e-05": run(0.3, last=3.05), "lora 0.0001": run(0.1, last=2.5)}, smol)
+    assert rows[0][:3] == ["all weights", "1e-05", "2.95x"] and rows[0][4].value == pytest.approx(0.195 - 0.0195, rel=0.5)
+    assert rows[1][0] == "low-rank adapters" and rows[1][3:] == [None, None]
+
+
 def test_a_run_that_ends_just_below_a_ratio_is_compared_where_it_ends(small):
     small["runs"]["3x thresholds"] = run(0.2, last=2.95)
     rows = [row for row in report.rows(small, (3.0,)) if row[1] == "thresholds alone, to 3x"]

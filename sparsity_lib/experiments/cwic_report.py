@@ -136,6 +136,19 @@ def rows(data: Mapping[str, Any], ratios: Sequence[float] = AT) -> list[list[Any
     return found
 
 
+def rate_rows(rates: Mapping[str, Run], smol: Mapping[str, Any], ratio: float = 3.0) -> list[list[Any]]:
+    """What is trained beside thresholds, at which rate; KL near a ratio that both reach, and less that of thresholds alone."""
+    alone, dense, found = [smol["runs"]["thresholds 3x"]], smol["teal"]["uniform"], []
+    for name, each in rates.items():
+        at = min(near([each], ratio), near(alone, ratio))
+        own, other = pooled_at([each], dense, at), pooled_at(alone, dense, at)
+        mode, _, rate = name.partition(" ")
+        gap = None if own is None or other is None else cell(difference(own, other), "+z.3f", atol=0.01)
+        found.append([{"all": "all weights", "lora": "low-rank adapters"}[mode], rate, f"{at:.2f}x",
+                      None if own is None else cell(own.divergence(), ".3f"), gap])
+    return found
+
+
 def frontiers(data: Mapping[str, Any]) -> dict[str, list[tuple[float, Interval]]]:
     """Way -> [(ratio, loss)]: what `figures.cwic.frontier` draws; dense networks of fewer weights as "smaller dense"."""
     found: dict[str, list[tuple[float, Interval]]] = {}
