@@ -75,6 +75,18 @@ class TestCounting:
         found = base.run(make(hang), "quick")
         assert found["lost"] == 1 and "did not end at sleeping" in found["described"][0] and time.monotonic() - began < 30
 
+    def test_ctrl_c_ends_the_trial_as_well(self, monkeypatch):
+        def interrupted(seconds):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(base.time, "sleep", interrupted)
+        before = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            base.run(make(lambda attempts: signal.pause()), "quick")
+        assert time.monotonic() - before < 30
+        with pytest.raises(ChildProcessError):  # nobody is left to wait for
+            os.waitpid(-1, os.WNOHANG)
+
     def test_a_trial_that_fails_or_cannot_be_made_says_so(self):
         found = base.run(make(lambda attempts: 1 / 0), "quick")
         assert found["lost"] == 1 and "ZeroDivisionError" in found["described"][0]

@@ -197,14 +197,16 @@ def _child(chosen: Trial, size: str, seed: int, folder: Path, answer: Path, log:
 def _wait(child: int, seconds: float) -> int | None:
     """The child's exit status (negative: a signal), or None where it had to be ended; its group is gone in any case."""
     deadline, status = time.monotonic() + seconds, None
-    while time.monotonic() < deadline:
-        ended, raw = os.waitpid(child, os.WNOHANG)
-        if ended:
-            status = os.waitstatus_to_exitcode(raw)
-            break
-        time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
-    if status is None:
-        os.waitpid(child, 0)
+    try:
+        while status is None and time.monotonic() < deadline:
+            ended, raw = os.waitpid(child, os.WNOHANG)
+            if ended:
+                status = os.waitstatus_to_exitcode(raw)
+            else:
+                time.sleep(0.02)
+    finally:  # Ctrl-C too: the child has a session of its own and does not hear it
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        if status is None:
+            os.waitpid(child, 0)
     return status
