@@ -108,7 +108,10 @@ def test_decoders_that_share_weights_are_what_they_would_be_alone():
     source = ModelSource(model_of("llama"))
 
     def decoder(density: float) -> Decoder:
-        return Decoder(source, choices=lambda i, site, width: Choice(k=round(density * width)) if site in baselines.SITES else None)
+        def choice(layer: int, site: str, width: int) -> Choice | None:
+            return Choice(k=round(density * width)) if site in baselines.SITES else None
+
+        return Decoder(source, choices=choice)
 
     first, alone = decoder(0.5), decoder(0.25)
     shared = engines.sharing(first, dict.fromkeys(baselines.SITES, 0.25))
