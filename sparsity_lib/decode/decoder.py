@@ -54,6 +54,9 @@ class Decoder:
         Of the packed weights (see `ops.pack`); by default the model's own dtype.
     capacity
         Tokens that the cache holds, prompt included.
+    choices
+        Without a plan: (layer, site, width) -> what is kept there, or None for all; also asked about the head's inputs, site
+        "head_in" of the last layer.
 
     Raises
     ------
