@@ -85,4 +85,4 @@ def test_messages_stay_short():
         assert len(str(refuse("k", value, "2"))) < SHOWN + 120
         assert len(str(unknown("name", value, ["a", "b"]))) < SHOWN + 150
     assert shown("a") == "'a'" and "1,000,002 letters" in shown("x" * 10**6) and "RecursionError" in shown(deep)
-    assert "did you mean 'b1'" in str(unknown("name", "b2", ["b1"]))
+    assert "did you mean 'block1'" in str(unknown("name", "block2", ["block1"]))
