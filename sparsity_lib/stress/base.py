@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -178,6 +179,7 @@ def _child(chosen: Trial, size: str, seed: int, folder: Path, answer: Path, log:
     said = os.open(folder / "said.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(said, stream)
+    faulthandler.disable()  # a crash is counted, and would be shown wherever the parent shows its own
     attempts = Attempts(folder / "work", size, random.Random(f"{chosen.name} {seed}"), os.open(log, os.O_CREAT | os.O_RDWR))
     attempts.folder.mkdir()
     os.environ.update(SPARSITY_PROGRESS="0", HF_HUB_OFFLINE="1")
@@ -208,5 +210,6 @@ def _wait(child: int, seconds: float) -> int | None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
         if status is None:
+            os.kill(child, signal.SIGKILL)  # it may not have come to have a group yet
             os.waitpid(child, 0)
     return status
