@@ -21,7 +21,7 @@ FRESH := $(CURDIR)/_build/records
 BUILD := -W -n --keep-going --all
 unexport PYTHONPATH
 
-.PHONY: help env assets book book-smoke browser pdf test lint unit native nbval bench run sweep params refresh results stress audit lock clean
+.PHONY: help env assets hero book book-smoke browser pdf test lint unit native nbval bench run sweep params refresh results stress audit lock clean
 
 help:  ## list the commands
 	@echo "make COMMAND"
@@ -44,12 +44,15 @@ MATHJAX := book/_static/mathjax/es5/tex-chtml.js
 $(MATHJAX): tools/mathjax.py | env
 	$(PY) tools/mathjax.py
 
-book: assets $(MATHJAX)  ## execute the notebooks and render _build/html/index.html
+hero: env
+	$(PY) tools/hero.py
+
+book: assets hero $(MATHJAX)  ## execute the notebooks and render _build/html/index.html
 	$(PY) -m sparsity_lib.notebooks prune-cache
 	SPARSITY_PROGRESS=0 SPARSITY_RECORDS=$(CURDIR)/_build/book-records $(BIN)/jupyter-book build . $(BUILD)
 	@echo "open _build/html/index.html"
 
-book-smoke: env $(MATHJAX)  ## render the committed outputs without executing (_build/smoke)
+book-smoke: env hero $(MATHJAX)  ## render the committed outputs without executing (_build/smoke)
 	$(PY) tools/smoke_config.py _config.yml _build/smoke/_config.yml
 	$(BIN)/jupyter-book build . --config _build/smoke/_config.yml --path-output _build/smoke $(BUILD)
 
@@ -93,7 +96,7 @@ params: env  ## list what each chapter lets you change
 refresh: env  ## execute chapters and write their committed outputs: make refresh [NB=claws]
 	$(PY) -m sparsity_lib.notebooks refresh --from-env NB
 
-stress: env  ## faults and bad inputs tried on purpose, into results/stress.json (a quarter of an hour)
+stress: env  ## faults and bad inputs tried on purpose, into results/stress.json
 	$(PY) -m sparsity_lib.stress
 
 audit:  ## a fresh environment from pyproject's ranges: what is newer than the lock, and what breaks (_build/audit)

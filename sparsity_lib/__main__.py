@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import sys
 
-from sparsity_lib.errors import SparsityError, unknown
+from sparsity_lib.errors import SparsityError, command_line, unknown
 
 COMMANDS = ("lm_eval", "tasks")
 
 
+@command_line("nothing was written under a final name")
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -22,13 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(__doc__)
         return 0 if arguments else 2
     command, *rest = arguments
-    try:
-        if command not in COMMANDS:
-            raise unknown("command", command, COMMANDS)
-        return _lm_eval(rest) if command == "lm_eval" else _tasks(rest)
-    except SparsityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    return _lm_eval(rest) if command == "lm_eval" else _tasks(rest)
 
 
 def _lm_eval(rest: list[str]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+import sys
+from collections.abc import Callable, Iterable
 
 
 class SparsityError(ValueError):
@@ -48,3 +50,23 @@ def unknown(what: str, value: object, known: Iterable[str]) -> SparsityError:
     hint = f"did you mean {near[0]!r}?" if near else ""
     message = f"{what} = {shown(value)} is unknown: expected one of {', '.join(known)}."
     return SparsityError(f"{message} Fix: {hint}" if hint else message)
+
+
+def command_line(interrupted: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Decorate a command's `main`, which returns its exit code: a user's error ends it in one line and 1, Ctrl-C in 130 and
+    what `interrupted` says of the work that was done."""
+    def decorate(main: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(*arguments: object, **options: object) -> int:
+            try:
+                return main(*arguments, **options)
+            except SparsityError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 1
+            except KeyboardInterrupt:
+                print(f"interrupted: {interrupted}", file=sys.stderr)
+                return 130
+
+        return run
+
+    return decorate

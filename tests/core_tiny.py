@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -126,3 +127,13 @@ def seen_by(model, module, ids, *, output=False):
         model(input_ids=ids)
     handle.remove()
     return torch.cat(found)
+
+
+def numpy_of(tensor):
+    """For references in numpy."""
+    return tensor.detach().double().numpy()
+
+
+def silu(x):
+    """Of a numpy array."""
+    return x / (1 + np.exp(-x))

@@ -52,6 +52,14 @@ class TestCurves:
                 assert len(shares) > 1 and shares == sorted(shares) and style.look(c.method)
                 assert all(p.kl.low <= p.kl.value <= p.kl.high and 0 < c.own(p) < 1 for p in c.points)
 
+    def test_what_rotations_read_is_taken_off(self):
+        data = results.load("claws_sweep").data
+        for model, found in curves.curves().items():
+            shares = data[model]["larosa"]["shares"].values()
+            charged = sorted(s["skipped"] - s["transform_weights"] / s["dense_weights"] for s in shares)
+            assert [p.skipped for p in found["larosa inputs"].points] == pytest.approx([c for c in charged if c > 0])
+            assert all(s["transform_weights"] > 0.04 * s["dense_weights"] for s in shares)
+
     def test_scaps_front_is_not_beaten_by_any_of_its_settings(self):
         data = results.load("scap_grid").data
         for model, found in curves.curves().items():

@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
-from core_tiny import HIDDEN, LAYERS, VOCABULARY, WIDTH, mlp_of, seen_by, tiny, tokens
+from core_tiny import HIDDEN, LAYERS, VOCABULARY, WIDTH, mlp_of, numpy_of, seen_by, silu, tiny, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,14 +27,6 @@ K = round(DENSITY * WIDTH)
 @pytest.fixture(scope="module")
 def model():
     return tiny("llama")
-
-
-def numpy_of(tensor):
-    return tensor.detach().double().numpy()
-
-
-def silu(x):
-    return x / (1 + np.exp(-x))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.75])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from core_tiny import HIDDEN, LAYERS, WIDTH, mlp_of, seen_by, tiny, tokens
+from core_tiny import HIDDEN, LAYERS, WIDTH, mlp_of, numpy_of, seen_by, silu, tiny, tokens
 
 from sparsity_lib import Recipe, Rule, fit, installed, recipes
 from sparsity_lib.methods import VARIANTS
@@ -18,14 +18,6 @@ K = round(DENSITY * WIDTH)
 @pytest.fixture(scope="module")
 def model():
     return tiny("llama")
-
-
-def numpy_of(tensor):
-    return tensor.detach().double().numpy()
-
-
-def silu(x):
-    return x / (1 + np.exp(-x))
 
 
 def ffn_reference(mlp, x, keep):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from core_tiny import HIDDEN, WIDTH, seen_by, tiny, tokens
+from core_tiny import HIDDEN, WIDTH, numpy_of, seen_by, tiny, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -36,10 +36,6 @@ FEW = settings(max_examples=80, deadline=None)
 @pytest.fixture(scope="module")
 def model():
     return tiny("llama")
-
-
-def numpy_of(tensor):
-    return tensor.detach().double().numpy()
 
 
 def reference(row, n, m):

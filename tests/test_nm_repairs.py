@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from core_tiny import HIDDEN, LAYERS, outputs, seen_by, tiny, tokens
+from core_tiny import HIDDEN, LAYERS, numpy_of, outputs, seen_by, tiny, tokens
 from transformers import AutoModelForCausalLM
 
 from sparsity_lib import Plan, Recipe, Rule, SparsityError, account, fit, install, installed, recipes, uninstall
@@ -28,10 +28,6 @@ LEARNED = {"ls": {"repair": "ls"}, "lpts": {"transform": "lpts"}, "both": {"tran
 @pytest.fixture(scope="module")
 def model():
     return tiny("llama")
-
-
-def numpy_of(tensor):
-    return tensor.detach().double().numpy()
 
 
 def kept_of(z, n, m):

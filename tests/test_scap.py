@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from core_tiny import LAYERS, WIDTH, mlp_of, outputs, seen_by, tiny, tokens
+from core_tiny import LAYERS, WIDTH, mlp_of, numpy_of, outputs, seen_by, tiny, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -27,10 +27,6 @@ ROWS = arrays.arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(1, 5)
 @torch.no_grad()
 def outputs_of(model, ids):
     return model(input_ids=ids).logits[0]
-
-
-def numpy_of(tensor):
-    return tensor.detach().double().numpy()
 
 
 def collected(values, cut=None, **options):

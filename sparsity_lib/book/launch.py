@@ -20,7 +20,7 @@ import nbformat
 import yaml
 
 from sparsity_lib import project
-from sparsity_lib.errors import SparsityError, refuse
+from sparsity_lib.errors import SparsityError, command_line, refuse
 from sparsity_lib.notebooks import find, names
 
 SWITCH = "SPARSITY_REPOSITORY"
@@ -138,16 +138,13 @@ def connect(text: str) -> list[str]:
     return [chapter for chapter in names() if insert(chapter, name)]
 
 
+@command_line("files are whole, the same command does the rest")
 def main(arguments: list[str]) -> int:
     """Command line; returns the exit code."""
     if len(arguments) != 1:
         print("usage: python -m sparsity_lib.book.launch OWNER/NAME", file=sys.stderr)
         return 2
-    try:
-        changed = connect(arguments[0])
-    except SparsityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    changed = connect(arguments[0])
     print(f"_config.yml names {repository()}; set-up cell written into: {', '.join(changed) or 'none, all have it'}")
     return 0
 

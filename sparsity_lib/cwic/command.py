@@ -20,7 +20,6 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -36,7 +35,7 @@ from sparsity_lib.cwic.config import CWICConfig
 from sparsity_lib.cwic.convert import convert
 from sparsity_lib.cwic.history import StepRecord
 from sparsity_lib.cwic.train import CWICRecipe, CWICTrained, teacher_of, train_cwic
-from sparsity_lib.errors import SparsityError, refuse, unknown
+from sparsity_lib.errors import SparsityError, command_line, refuse, unknown
 from sparsity_lib.train.packing import chats, pack
 from sparsity_lib.train.recipe import TrainRecipe
 
@@ -172,6 +171,7 @@ def _first() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
+@command_line("the same command goes on from the last checkpoint")
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sparsity_lib.cwic", description=__doc__.splitlines()[0])
@@ -179,12 +179,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", help="JSON lines of messages or text; the book's training text if left out")
     parser.add_argument("--out", type=Path, help="folder of checkpoints and the model (runs/cwic-RECIPE)")
     options = parser.parse_args(arguments)
-    try:
-        out = options.out or Path("runs") / f"cwic-{Path(options.recipe).stem}"
-        made = distilled(read(options.recipe), options.data, out)
-    except SparsityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    out = options.out or Path("runs") / f"cwic-{Path(options.recipe).stem}"
+    made = distilled(read(options.recipe), options.data, out)
     if _first() and made.history:
         print(f"{out / 'model'}: {made.history[-1].ratio:.2f}x, KL {made.history[-1].kl:.4f}, {made.run.seen:,} tokens")
     return 0

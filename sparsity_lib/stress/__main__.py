@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from sparsity_lib import results
-from sparsity_lib.errors import SparsityError
+from sparsity_lib.errors import command_line
 from sparsity_lib.stress import base, experiment
 
 
@@ -20,6 +20,7 @@ def said(found: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"          {each}" for each in found["described"])])
 
 
+@command_line("finished trials are kept, the same command resumes")
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 if nothing was lost."""
     parser = argparse.ArgumentParser(prog="python -m sparsity_lib.stress", description="Try faults and bad inputs.")
@@ -27,23 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer attempts, and nothing is written")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
     options = parser.parse_args(arguments)
-    try:
-        size = "quick" if options.quick else "full"
-        if options.names or options.quick or options.seed:
-            lost = 0
-            for trial in base.find(options.names):
-                found = base.run(trial, size, options.seed)
-                lost += found["lost"]
-                print(said(found), flush=True)
-        else:
-            results.make(experiment.NAME, {experiment.NAME: experiment.run})
-            lost = sum(each["lost"] for each in results.load(experiment.NAME).data["trials"])
-    except SparsityError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: finished trials are kept, the same command resumes", file=sys.stderr)
-        return 130
+    size = "quick" if options.quick else "full"
+    if options.names or options.quick or options.seed:
+        lost = 0
+        for trial in base.find(options.names):
+            found = base.run(trial, size, options.seed)
+            lost += found["lost"]
+            print(said(found), flush=True)
+    else:
+        results.make(experiment.NAME, {experiment.NAME: experiment.run})
+        lost = sum(each["lost"] for each in results.load(experiment.NAME).data["trials"])
     return 1 if lost else 0
 
 

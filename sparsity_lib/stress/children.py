@@ -41,14 +41,21 @@ def start(call: Callable[[], object], user: int | None = None) -> int:
         os._exit(code)
 
 
-def end(child: int, seconds: float = 120.0) -> int:
-    """Wait for a child; its exit code, negative for a signal. One that hangs is killed, and -SIGALRM returned."""
+def _within(child: int, seconds: float) -> int | None:
+    """The exit code of a child that ends by itself in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         ended, raw = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(raw)
-        time.sleep(0.002)
+        time.sleep(0.0005)
+    return None
+
+
+def end(child: int, seconds: float = 120.0) -> int:
+    """Wait for a child; its exit code, negative for a signal. One that hangs is killed, and -SIGALRM returned."""
+    if (code := _within(child, seconds)) is not None:
+        return code
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return -signal.SIGALRM
@@ -61,11 +68,7 @@ def run(call: Callable[[], object], user: int | None = None) -> int:
 
 def interrupt(child: int, number: int, after: float) -> int:
     """Send a signal to a child after so many seconds, unless it is done before; its exit code."""
-    deadline = time.monotonic() + after
-    while time.monotonic() < deadline:
-        ended, raw = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(raw)
-        time.sleep(0.0005)
+    if (code := _within(child, after)) is not None:
+        return code
     os.kill(child, number)
     return end(child)
