@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from core_tiny import tiny, tokens
 
 from sparsity_lib import SparsityError, experiments
-from sparsity_lib.bench import cwic_train
+from sparsity_lib.bench import cwic, cwic_train
 from sparsity_lib.bench.device import cuda_device
+from sparsity_lib.cwic import CWICConfig, convert, measure
 
 
 def test_the_products_that_are_timed_compute_the_same():
@@ -37,3 +39,18 @@ def test_the_gpus_measurement_asks_for_a_gpu():
     with pytest.raises(SparsityError, match="bench/cwic_gpu measures on a GPU.*no CUDA device"):
         experiments.EXPERIMENTS["bench/cwic_gpu"](None)
     assert "bench/cwic_gpu" not in experiments.runnable() and "bench/cwic_train" in experiments.runnable()
+
+
+@pytest.mark.parametrize("ratio", [1.5, 2.5])
+def test_imposed_thresholds_meet_a_ratio_whatever_was_there_before(ratio):
+    ids, found = tokens(4, 24), []
+    for before in (0.0, 1.5):
+        model = tiny("llama").eval()
+        registry = convert(model, CWICConfig(stripe={"q": 16, "gate": 12}))
+        with torch.no_grad():
+            for layer in registry.layers.values():
+                layer.sparsity.theta.fill_(before)
+        cwic.meet(model, registry, ids, ratio)
+        assert measure(model, ids).ratio() == pytest.approx(ratio, rel=0.03)
+        found.append({name: layer.sparsity.theta.clone() for name, layer in registry.layers.items()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

@@ -142,12 +142,14 @@ def meet(model: nn.Module, registry: Registry, ids: Tensor, ratio: float) -> Non
 def impose(model: nn.Module, registry: Registry, ids: Tensor, ratio: float) -> None:
     """Thresholds that were not learned: one a layer, at which every layer keeps the share that gives the model `ratio`.
 
-    Statistics are those of `ids`; 1 leaves all thresholds at zero.
+    Statistics are those of `ids` in the dense model, so that what comes out depends on `ratio` alone; 1 leaves all thresholds
+    at zero.
     """
     share = (registry.dense / ratio - registry.always) / (registry.dense - registry.always)
     seen: dict[str, list[Tensor]] = {}
     for layer in registry.layers.values():
         layer.sparsity.batches.zero_()
+        layer.sparsity.theta.zero_()
     registry.ledger.recorder = lambda layer, x: seen.setdefault(layer.name, []).append(x.float())
     try:
         hidden = lm.hidden_states(model, ids)

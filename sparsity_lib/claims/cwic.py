@@ -9,6 +9,7 @@ from sparsity_lib.claims.base import Claim, Stored, Test, of_claim, renamed
 from sparsity_lib.experiments import cwic_patterns_report as patterns
 from sparsity_lib.experiments import cwic_verdicts as rules
 from sparsity_lib.experiments import kernels_report
+from sparsity_lib.experiments.cwic_report import beside_head
 from sparsity_lib.experiments.scap_report import arranged
 from sparsity_lib.verdicts import Verdict
 
@@ -47,6 +48,14 @@ def _tasks(stored: Stored) -> list[Verdict]:
     return [rules.verdict_tasks(kept.data, kept.manifest["params"]["group"])]
 
 
+def _headed(stored: Stored) -> list[Verdict]:
+    """A1 again, where TEAL's rule is carried on to the head, as its paper does not do."""
+    rivals = stored["cwic_head"].data
+    found = [verdict for name, model in (("cwic_small", "small-llama"), ("cwic_smol", "smollm2-135m-instruct"))
+             for verdict in MAKE[name](beside_head(stored[name].data, rivals[model]))]
+    return [verdict for verdict in of_claim(found, "A1") if verdict.claim.endswith(rules.WITH_HEAD)]
+
+
 def _products(stored: Stored) -> list[Verdict]:
     return [kernels_report.verdict_product(stored["bench/matvec"].data, name) for name in PRODUCTS]
 
@@ -66,6 +75,7 @@ ACTIVE = (
         _from("cwic_small", "A1", "the small Llama, trained, beside TEAL's thresholds on its teacher"),
         _from("cwic_smol", "A1", "SmolLM2's learned thresholds beside TEAL's"),
         Test("six tasks on SmolLM2", _tasks, ("cwic_tasks",)),
+        Test("TEAL's rule at the head too, which its paper leaves dense", _headed, ("cwic_head", "cwic_small", "cwic_smol")),
     )),
     Claim("A2", "at 66% sparsity “inference by 2.5x in both GPU and CPU settings for Llama3.2-1B and 2.7x for LLama3.2-3B”",
           "kernels", ("fig-latency", "tab-matvec", "fig-decode", "tab-cwic-products", "tab-cwic-decoding"), (

@@ -28,6 +28,8 @@ from sparsity_lib.experiments.cwic_report import (
 from sparsity_lib.verdicts import Verdict, effect, kept, not_testable
 
 Data = Mapping[str, Any]
+#: How the id of a verdict ends whose rival is TEAL with the head as a further site.
+WITH_HEAD = "TEAL with the head"
 
 
 def verdict_teal(data: Data, model: str, way: str, ratio: float = 3.0, *, head: bool = False) -> Verdict:
@@ -36,7 +38,7 @@ def verdict_teal(data: Data, model: str, way: str, ratio: float = 3.0, *, head: 
     ratio = near(ways(data)[way], ratio)
     own = pooled_at(ways(data)[way], data["teal"]["uniform"], ratio)
     teal, name = (teal_at(data, ratio, "head"), "TEAL, head included,") if head else (best_teal(data, ratio), "the better TEAL")
-    claim = f"{claim}, TEAL with the head" if head else claim
+    claim = f"{claim}, {WITH_HEAD}" if head else claim
     if own is None or teal is None:
         missing = "the run" if own is None else "TEAL"
         return not_testable(claim, words, f"{missing} does not reach {ratio:g}x", "make results R=cwic_small")
