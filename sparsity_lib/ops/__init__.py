@@ -174,7 +174,7 @@ def glu(
     flat = arguments.flat(x, gate, "outputs")
     arguments.fits("up", up, "outputs", "gate", gate)
     arguments.fits("down", down, "inputs", "gate", gate)
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise unknown("activation", activation, ACTIVATIONS)
     rule = (
         arguments.vector("gate_bias", gate_bias, (gate.outputs,), x),

@@ -48,9 +48,10 @@ class Packed:
     def __post_init__(self) -> None:
         # Kernels follow its pointers: what does not fit together must not come to be.
         numbers = (self.rows, self.cols, self.padded, self.group, self.stripe)
-        known = self.format in tuple(FORMATS) and self.skip in SKIPS and isinstance(self.data, Tensor)
-        known = known and isinstance(self.scales, Tensor | None) and self.group in GROUPS
-        if not (known and all(type(number) is int and number >= 0 for number in numbers)):
+        typed = all(type(number) is int and number >= 0 for number in numbers)
+        typed = typed and isinstance(self.format, str) and isinstance(self.skip, str)
+        typed = typed and isinstance(self.data, Tensor) and isinstance(self.scales, Tensor | None)
+        if not (typed and self.format in FORMATS and self.skip in SKIPS and self.group in GROUPS):
             raise refuse("packed weight", (self.format, self.skip, *numbers), "what ops.pack returns")
         _, line, bits = FORMATS[self.format]
         data, rows, cols, padded = self.data, self.rows * self.stripes, self.stripe or self.cols, self.padded

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,15 +58,15 @@ def _spoil(t: Attempts, arguments: dict[str, Any]) -> dict[str, Any]:
     return {**arguments, name: t.random.choice(_BAD)}
 
 
-def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """The call, in which spoilt weights come to be."""
+def _made(arguments: dict[str, Any]) -> dict[str, Any]:
+    """With spoilt weights, which come to be here or are refused."""
     made = {}
     for name, value in arguments.items():
         if isinstance(value, tuple):
             weight, field, other = value
             value = dataclasses.replace(weight, **{field: other})
         made[name] = value
-    return function(**made)
+    return made
 
 
 def _rule(t: Attempts, inputs: int) -> dict[str, Any]:
@@ -130,8 +129,8 @@ def operator_arguments(t: Attempts) -> None:
         name, how = t.random.choice(names), t.random.choice(list(ops.FORMATS))
         arguments = _spoil(t, _arguments(t, name, how))
         t.attempt(f"{name} {i}: { {n: _short(a) for n, a in arguments.items()} }",
-                  lambda n=name, a=arguments: _call(getattr(ops, n), a),
-                  lambda found, n=name, a=arguments: _like_reference(n, a, found))
+                  lambda n=name, a=arguments: getattr(ops, n)(**_made(a)),
+                  lambda found, n=name, a=arguments: _like_reference(n, _made(a), found))
 
 
 def _short(value: Any) -> str:

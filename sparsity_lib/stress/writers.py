@@ -87,7 +87,8 @@ def _asset(folder: Path) -> None:
     import sys
 
     os.environ[cache.SWITCH] = str(folder / "cache")
-    index = folder.parent / "index"
+    # what stands for the network is none of the disk that fills: the nearest there is, made by the undisturbed run
+    index = next((each for above in folder.parents if (each := above / "index").exists()), folder.parent / "index")
     _, source = files.wheel(index) if not index.exists() else (None, next(index.glob("*.whl")))
     code = ("import sys, time; source, target = sys.argv[1:]; whole = open(source, 'rb').read(); out = open(target, 'wb')\n"
             "for i in range(0, len(whole), 200): out.write(whole[i:i + 200]); out.flush(); time.sleep(0.004)")
