@@ -132,7 +132,9 @@ def test_ablations_are_paired_with_what_is_unchanged(ablations):
 
 def test_verdicts_follow_from_the_numbers(small, ablations):
     product = {"stripes_over_columns": {"0.333": [1.0, 1.02, 0.99] * 5}, "points": []}
-    bench = {"product": product, "decoding": {"3x imposed": {"ratio": 3.0, "times_as_fast": [1.4, 1.5, 1.6] * 5}}}
+    bench = {"product": product, "decoding": {"3x imposed": {
+        "ratio": 3.0, "times_as_fast": [1.4, 1.5, 1.6] * 5, "bandwidth": 4e9, "bytes": {"dense": 3e6, "granular": 1e6},
+        "times": {"dense": {"median_us": 1000.0}, "granular": {"median_us": 500.0}}}}}
     smol = {"runs": {"thresholds 2x": run(0.4, last=2.1), "thresholds 3x": run(0.4, last=3.0), "lora 3x": run(0.3, last=2.6),
                      "all 6x": run(0.3)}, "teal": {"uniform": teal(0.3), "greedy": teal(0.25)}}
     found = {v.claim: v for v in rules.all_verdicts(small, ablations, smol, bench)}
@@ -150,7 +152,7 @@ def test_verdicts_follow_from_the_numbers(small, ablations):
     early = {**ablations, "triangle kernel": {"0": run(0.1, last=2.5)}}
     again = {v.claim: v for v in rules.all_verdicts(small, early, smol, bench)}
     assert again["A13, triangle kernel"].outcome == NOT_TESTABLE
-    assert report.decoding_rows(bench["decoding"])[0][2].value == 1.5
+    assert [cell.value for cell in report.decoding_rows(bench["decoding"])[0][2:]] == pytest.approx([1.5, 75, 50])
 
 
 def test_agreement_heads_and_vocabulary_of_made_up_masks():
@@ -158,7 +160,8 @@ def test_agreement_heads_and_vocabulary_of_made_up_masks():
     assert patterns.agreement([wave, wave, wave]).value == pytest.approx(1.0)
     noise = np.random.default_rng(0).integers(0, 100, (4, 400))
     assert abs(patterns.agreement(noise).value) < 0.1
-    assert patterns.always_on([[100, 95, 10], [90, 80, 100]]) == 1
+    top = patterns.brightest([[100, 95, 10], [90, 80, 99]])
+    assert (top.value, top.low, top.high) == (95, 90, 100)
     heads = np.repeat([[10, 90, 20, 80]], 3, 0).repeat(10, 1)
     share, chance = patterns.by_head(heads, 4)
     assert share.value == pytest.approx(1.0) and chance == pytest.approx(3 / 39)
@@ -201,6 +204,7 @@ def test_every_view_has_its_rows_verdicts_and_figures():
     found = {v.claim: v for v in patterns.verdicts(data, trained)}
     assert found["A12, punctuation, a"].outcome == REPRODUCED and found["A7, training"].number == pytest.approx(1.0)
     assert found["A10, a"].outcome == REPRODUCED and found["A8, b, dip"].outcome == NOT_TESTABLE
+    assert found["A7, a, always"].outcome == NOT_REPRODUCED and found["A7, a, always"].number < -10
     assert len(patterns.density_rows(data, "a")) == 7 and len(patterns.arc_rows(data)) == 2
     assert [row[0] for row in patterns.kind_rows(data, "a")] == ["first", "punctuation", "filler"]
     figures.by_layer({m: v["frequencies"]["density"] for m, v in data.items()})

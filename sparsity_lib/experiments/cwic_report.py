@@ -258,12 +258,16 @@ def medians(values: Sequence[float]) -> Interval:
 
 
 def decoding_rows(bench: Mapping[str, Any]) -> list[list[Any]]:
-    """Thresholds, times fewer weights that their masks read, and times as fast as dense."""
+    """Thresholds, times fewer weights that their masks read, times as fast as dense; percent of a pure read's speed, both."""
     def order(name: str) -> tuple[bool, float]:
         return "imposed" not in name, bench[name]["ratio"]
 
-    return [[name, Number(bench[name]["ratio"], ".2f"), cell(medians(bench[name]["times_as_fast"]), ".2f", rtol=0.3)]
-            for name in sorted(bench, key=order)]
+    def of_memory(found: Mapping[str, Any], way: str) -> Number:
+        speed = found["bytes"][way] / (found["times"][way]["median_us"] * 1e-6)
+        return Number(100 * speed / found["bandwidth"], ".0f", rtol=0.5)
+
+    return [[name, Number(bench[name]["ratio"], ".2f"), cell(medians(bench[name]["times_as_fast"]), ".2f", rtol=0.3),
+             *(of_memory(bench[name], way) for way in ("dense", "granular"))] for name in sorted(bench, key=order)]
 
 
 def step_rows(training: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> list[list[Any]]:

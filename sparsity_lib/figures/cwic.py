@@ -115,6 +115,7 @@ def questions(models: Mapping[str, Mapping[str, Any]], dense: Mapping[str, int])
             axes.hist(values, edges, histtype="step", color=color, linestyle=line, linewidth=1.5, label=name)
             axes.axvline(values.mean(), color=color, linestyle=line, linewidth=0.9)
         axes.set(title=model, xlabel="weights read by a token (%)")
+        axes.yaxis.get_major_locator().set_params(integer=True)
     panels[0][0].set_ylabel("questions")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
