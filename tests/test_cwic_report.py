@@ -252,6 +252,7 @@ def test_slips_are_found_in_the_printed_tables():
     table = {row[0]: row[1:] for row in slips.published_rows()}
     assert table["3.05x"][1].value == 32.8 and table["4.05x"][1] is None
     assert table["2.05x"][3].value == pytest.approx(53.6, abs=0.2)
+    assert table["3.05x"][4].value == 51.5
 
 
 def test_tasks_are_paired_with_dense_and_with_teal_at_the_same_ratio():
