@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from statistics import fmean, median
 from typing import Any
@@ -31,15 +32,14 @@ CALIBRATION = {"tokens": 1024, "length": 256}
 
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
-    """One item for the product, and one a ratio or artifact of the model."""
+    """One item for the product, and one for the model at all ratios and with all artifacts."""
     params = {"width": WIDTH, "stripe": STRIPE, "kept": KEPT, "rounds": ROUNDS}
     product = checkpoint.item({"case": "product", **params}, partial(measure_product, params))
     shared = {"model": MODEL, "prompt": PROMPT, "rounds": ROUNDS, "stripes": SMOLLM2_STRIPES, "calibration": CALIBRATION}
-    decoding = {}
-    for name in (*RATIOS, *LEARNED):
-        label = f"{name:g}x imposed" if isinstance(name, float) else name
-        decoding[label] = checkpoint.item({"case": label, **shared}, partial(measure_decoding, name, shared))
-        print(f"{label}: {median(decoding[label]['times_as_fast']):.2f} times as fast as dense", flush=True)
+    cases = {f"{ratio:g}x imposed": ratio for ratio in RATIOS} | dict.fromkeys(LEARNED)
+    decoding = checkpoint.item({"case": "decoding", "cases": cases, **shared}, partial(measure_decoding, cases, shared))
+    for label, found in decoding.items():
+        print(f"{label}: {median(found['times_as_fast']):.2f} times as fast as dense", flush=True)
     threads = torch.get_num_threads()
     return {"product": product, "decoding": decoding}, {**shared, **params, "threads": threads}, [0]
 
@@ -79,25 +79,30 @@ def between(slow: Times, fast: Times) -> list[float]:
     return [round(a / b, 4) for a, b in zip(slow.seconds, fast.seconds, strict=True)]
 
 
-def measure_decoding(name: float | str, params: dict) -> dict[str, Any]:
-    """Seconds a token of dense SmolLM2 and of a granular one, in turn, both by our decoder on the same text, in bfloat16."""
+def measure_decoding(cases: Mapping[str, float | None], params: dict) -> dict[str, dict[str, Any]]:
+    """Seconds a token of dense SmolLM2 and of granular ones, all in the same rounds, by our decoder on one text, in bfloat16.
+
+    cases: label -> the ratio to impose thresholds for, or None for the artifact of that name.
+    """
     dense, tokenizer = load_model(params["model"], dtype=torch.bfloat16)
     ids = token_sequences(tokenizer, "evaluation", **params["calibration"])
-    if isinstance(name, str):
-        model, _ = load_shipped(name, torch.bfloat16)
-    else:
-        model, _ = load_model(params["model"], dtype=torch.bfloat16)
-        meet(model, convert(model, CWICConfig(stripe=params["stripes"], uneven=True)), ids, name)
-    activity = measure(model, ids)
-    engines = {"dense": Reading(Decoder(dense), ids.flatten()), "granular": Reading(decoder(model), ids.flatten())}
+    engines, ratios = {"dense": Reading(Decoder(dense), ids.flatten())}, {}
+    for label, ratio in cases.items():
+        if ratio is None:
+            model, _ = load_shipped(label, torch.bfloat16)
+        else:
+            model, _ = load_model(params["model"], dtype=torch.bfloat16)
+            meet(model, convert(model, CWICConfig(stripe=params["stripes"], uneven=True)), ids, ratio)
+        ratios[label], engines[label] = measure(model, ids).ratio(), Reading(decoder(model), ids.flatten())
     for engine in engines.values():
         engine.at(params["prompt"])
     bandwidth = ReadBandwidth()
-    times = interleaved({**engines, "read": bandwidth}, params["rounds"], desc=f"decoding, {name}")
+    times = interleaved({**engines, "read": bandwidth}, params["rounds"], desc="decoding")
     read = {which: fmean(engine.read) for which, engine in engines.items()}
-    return {"ratio": activity.ratio(), "times_as_fast": between(times["dense"], times["granular"]), "bytes": read,
-            "times": {n: t.to_json() for n, t in times.items()},
-            "bandwidth": bandwidth.bytes / times["read"].median}
+    return {label: {
+        "ratio": ratio, "times_as_fast": between(times["dense"], times[label]), "bandwidth": bandwidth.bytes / times["read"].median,
+        "bytes": {"dense": read["dense"], "granular": read[label]},
+        "times": {"dense": times["dense"].to_json(), "granular": times[label].to_json()}} for label, ratio in ratios.items()}
 
 
 class Reading:
