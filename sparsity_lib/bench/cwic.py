@@ -99,8 +99,9 @@ def measure_decoding(cases: Mapping[str, float | None], params: dict) -> dict[st
     bandwidth = ReadBandwidth()
     times = interleaved({**engines, "read": bandwidth}, params["rounds"], desc="decoding")
     read = {which: fmean(engine.read) for which, engine in engines.items()}
+    speed = bandwidth.bytes / times["read"].median
     return {label: {
-        "ratio": ratio, "times_as_fast": between(times["dense"], times[label]), "bandwidth": bandwidth.bytes / times["read"].median,
+        "ratio": ratio, "times_as_fast": between(times["dense"], times[label]), "bandwidth": speed,
         "bytes": {"dense": read["dense"], "granular": read[label]},
         "times": {"dense": times["dense"].to_json(), "granular": times[label].to_json()}} for label, ratio in ratios.items()}
 
