@@ -98,12 +98,18 @@ def _headed(density: float) -> Recipe:
 
 
 def measure_teal(params: dict) -> dict[str, Any]:
-    """Quality and ratio of TEAL on the dense network: uniform, by its greedy search, or uniform and at the head too."""
+    """Quality and ratio of TEAL on the dense network: uniform, by its greedy search, or uniform and at the head too.
+
+    With `sources`, the head's way is calibrated on training text from these.
+    """
     model, tokenizer = load_model(params["model"])
     ids = common.evaluation_ids(tokenizer, **params["text"])
     if params["teal"] == "head":
         wanted = [_headed(density_for_share(_headed, model, 1 - 1 / ratio)) for ratio in params["ratios"]]
-        plans = fit_many(wanted, model, tokenizer, **params["calibration"])
+        text = dict(params["calibration"])
+        if "sources" in params:
+            text["ids"] = training_text(tokenizer, params["sources"], text.pop("tokens"), text.pop("length"))
+        plans = fit_many(wanted, model, tokenizer, **text)
     elif params["teal"] == "uniform":
         plans = fit_many([teal(density_at(r, model)) for r in params["ratios"]], model, tokenizer, **params["calibration"])
     else:
