@@ -19,8 +19,10 @@ Run = Mapping[str, Any]
 AT = (2.0, 3.0, 4.0, 5.0, 6.0)
 #: How far below a ratio a run may end and still be compared there, as a share of it.
 NEAR = 0.03
-#: TEAL where its rule is carried on to the head.
-HEADED = "TEAL, head included"
+#: TEAL where its rule is carried on to the head: way -> its name, by calibration text.
+HEADED = {"head": "TEAL, head included", "head, training text": "TEAL, head included, on CWIC's text"}
+#: Milestones of an ablation that lie further apart, ratio over ratio, say nothing about what is between them.
+APART = 2.2
 
 
 def quality(point: Mapping[str, Any]) -> Quality:
@@ -99,14 +101,19 @@ def teal_at(data: Mapping[str, Any], ratio: float, way: str = "greedy") -> Quali
 
 
 def beside_head(data: Mapping[str, Any], headed: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's runs, and TEAL with the head as a further site (`cwic_head`) among its ways."""
-    return {**data, "teal": {**data["teal"], "head": headed}}
+    """A model's runs, and TEAL with the head as a further site (`cwic_head`: calibration text -> points) among its ways."""
+    return {**data, "teal": {**data["teal"], **headed}}
 
 
-def best_teal(data: Mapping[str, Any], ratio: float) -> Quality | None:
-    """The better of both allocations, by its loss."""
-    found = [q for q in (teal_at(data, ratio, way) for way in ("uniform", "greedy")) if q is not None]
+def best_teal(data: Mapping[str, Any], ratio: float, of: Iterable[str] = ("uniform", "greedy")) -> Quality | None:
+    """The better of both allocations, or of other ways, by its loss."""
+    found = [q for q in (teal_at(data, ratio, way) for way in of) if q is not None]
     return min(found, key=lambda q: sum(q.nll)) if found else None
+
+
+def headed_teal(data: Mapping[str, Any], ratio: float) -> Quality | None:
+    """TEAL with the head as a further site, on the better calibration text of both."""
+    return best_teal(data, ratio, HEADED)
 
 
 def dense_of(data: Mapping[str, Any]) -> Quality:
@@ -125,12 +132,13 @@ def rows(data: Mapping[str, Any], ratios: Sequence[float] = AT) -> list[list[Any
         for name, runs in ways(data).items():
             at = near(runs, ratio)
             reached.append((at, name, pooled_at(runs, data["teal"]["uniform"], at)))
-        reached += [(ratio, "TEAL, the better allocation", best_teal(data, ratio)), (ratio, HEADED, teal_at(data, ratio, "head"))]
+        reached.append((ratio, "TEAL, the better allocation", best_teal(data, ratio)))
+        reached += [(ratio, name, teal_at(data, ratio, way)) for way, name in HEADED.items()]
         for at, name, own in reached:
             if own is None:
                 continue
-            gaps = [None if rival is None or name == HEADED or own == rival else cell(difference(own, rival), "+z.3f", atol=0.01)
-                    for rival in (best_teal(data, at), teal_at(data, at, "head"))]
+            rivals = [None if name in HEADED.values() else of(data, at) for of in (best_teal, headed_teal)]
+            gaps = [None if rival in (None, own) else cell(difference(own, rival), "+z.3f", atol=0.01) for rival in rivals]
             extra = cell(difference(own, dense_of(data), "nll"), "+z.3f", atol=0.01)
             found.append([f"{ratio:g}x" if at == ratio else f"{at:.2f}x", name, cell(own.divergence(), ".3f"), extra, *gaps])
     return found
@@ -156,10 +164,9 @@ def frontiers(data: Mapping[str, Any]) -> dict[str, list[tuple[float, Interval]]
     for name, runs in ways(data).items():
         own = [(r, q) for r in AT if (q := pooled_at(runs, data["teal"]["uniform"], r)) is not None]
         found[name] = [start, *((r, loss(q)) for r, q in own)]
-    for way, name in (("uniform", "TEAL"), ("greedy", "TEAL, greedy"), ("head", HEADED)):
-        if way not in data["teal"]:
-            continue
-        found[name] = [start, *((p["ratio"], loss(quality(p))) for p in data["teal"][way]["points"])]
+    for way, name in (("uniform", "TEAL"), ("greedy", "TEAL, greedy"), ("head", HEADED["head"])):
+        if way in data["teal"]:
+            found[name] = [start, *((p["ratio"], loss(quality(p))) for p in data["teal"][way]["points"])]
     if "twins" in data:
         found["smaller dense"] = sorted(((t["ratio"], loss(quality(t))) for t in data["twins"].values()), key=lambda p: p[0])
     return found
@@ -199,9 +206,17 @@ def ablation(data: Mapping[str, Any], name: str, ratio: float | None = None) -> 
 
 
 def of_run(run: Run, ratio: float | None) -> Quality | None:
-    """A run's sums at a measured ratio, or at its end."""
+    """A run's sums at a measured ratio, or at its end.
+
+    None at a ratio below which the run ends, wherever it has been on the way, and between milestones that are far `APART`.
+    """
     if ratio is not None:
-        return at_ratio(run["milestones"], ratio)
+        points = run["milestones"]
+        if not points or points[-1]["ratio"] * 1.01 < ratio:
+            return None
+        known = [p["ratio"] for p in points]
+        below, above = max((r for r in known if r <= ratio), default=1.0), min((r for r in known if r >= ratio), default=ratio)
+        return at_ratio(points, ratio) if above / below < APART else None
     return quality(run["milestones"][-1]) if run["milestones"] and run["stopped"] is None else None
 
 
@@ -211,13 +226,13 @@ def times_kl(pair: tuple[Quality, Quality]) -> Interval:
 
 
 def ablation_rows(data: Mapping[str, Any], names: Sequence[str], ratio: float = 3.0) -> list[list[Any]]:
-    """Change, seeds, ratio at the end, KL there and over the unchanged runs'; KL at one ratio over theirs; the paper's score
-    at that ratio less its unchanged one's, in points."""
+    """Change, seeds, ratio at the end and KL there; KL over the unchanged runs' at one ratio and at 6x; the paper's score at
+    the first less its unchanged one's, in points."""
     found = []
     for name in names:
         runs, base = data[name], ABLATIONS[name][0]
         ends = [run["milestones"][-1]["ratio"] for run in runs.values() if run["milestones"]]
-        end, middle = ablation(data, name), ablation(data, name, ratio)
+        end, middle, last = (ablation(data, name, at) for at in (None, ratio, AT[-1]))
         unchanged = name == base
         published = None
         if name in PUBLISHED and not unchanged:
@@ -226,8 +241,7 @@ def ablation_rows(data: Mapping[str, Any], names: Sequence[str], ratio: float = 
             "nothing" if unchanged else name.removeprefix("flops, "), len(runs),
             Number(float(np.mean(ends)), ".2f", rtol=0.05) if ends else None,
             None if end is None else cell(end[0].divergence(), ".3f"),
-            None if end is None or unchanged else cell(times_kl(end), ".2f"),
-            None if middle is None or unchanged else cell(times_kl(middle), ".2f"), published])
+            *(None if pair is None or unchanged else cell(times_kl(pair), ".2f") for pair in (middle, last)), published])
     return found
 
 
