@@ -122,7 +122,7 @@ def dense_of(data: Mapping[str, Any]) -> Quality:
 
 
 def rows(data: Mapping[str, Any], ratios: Sequence[float] = AT) -> list[list[Any]]:
-    """Ratio, way, KL, loss above the dense model's, and KL less the better TEAL's and less TEAL's with the head (paired).
+    """Ratio, way, KL, loss above the dense model's, and KL less that of TEAL with the head (paired).
 
     A way that ends a little below a ratio is compared where it ends.
     """
@@ -137,10 +137,11 @@ def rows(data: Mapping[str, Any], ratios: Sequence[float] = AT) -> list[list[Any
         for at, name, own in reached:
             if own is None:
                 continue
-            rivals = [None if name in HEADED.values() else of(data, at) for of in (best_teal, headed_teal)]
-            gaps = [None if rival in (None, own) else cell(difference(own, rival), "+z.3f", atol=0.01) for rival in rivals]
-            extra = cell(difference(own, dense_of(data), "nll"), "+z.3f", atol=0.01)
-            found.append([f"{ratio:g}x" if at == ratio else f"{at:.2f}x", name, cell(own.divergence(), ".3f"), extra, *gaps])
+            rival = None if name in HEADED.values() else headed_teal(data, at)
+            gap = None if rival is None else cell(difference(own, rival), "+z.3f", atol=0.01)
+            extra = cell(difference(own, dense_of(data), "nll"), "z.3f", atol=0.01)
+            where = f"{ratio:g}x" if abs(at - ratio) < 0.005 else f"{at:.2f}x"
+            found.append([where, name, cell(own.divergence(), ".3f"), extra, gap])
     return found
 
 
@@ -177,9 +178,9 @@ def loss(found: Quality) -> Interval:
     return ratio_interval(found.nll, found.tokens)
 
 
-def training_curves(data: Mapping[str, Any], names: Sequence[str]) -> dict[str, Mapping[str, Sequence[float]]]:
-    """Run -> steps, ratio, target, KL and the head's ratio along training: what `figures.cwic.training` draws."""
-    return {name: data["runs"][name]["curve"] for name in names if name in data["runs"]}
+def training_curves(data: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Mapping[str, Sequence[float]]]:
+    """Label -> steps, ratio, target, KL and the head's ratio along training: what `figures.cwic.training` draws."""
+    return {label: data["runs"][name]["curve"] for name, label in names.items() if name in data["runs"]}
 
 
 def twin_rows(data: Mapping[str, Any], way: str = "active") -> list[list[Any]]:
@@ -188,8 +189,8 @@ def twin_rows(data: Mapping[str, Any], way: str = "active") -> list[list[Any]]:
     for name, twin in sorted(data["twins"].items()):
         own, other = pooled_at(runs_of(data, way), data["teal"]["uniform"], twin["ratio"]), quality(twin)
         gap = None if own is None else cell(difference(other, own, "nll"), "+z.3f", atol=0.01)
-        mine = None if own is None else cell(loss(own), ".3f")
-        found.append([name, f"{twin['weights']:,}", cell(loss(other), ".3f"), mine, gap])
+        mine = None if own is None else cell(loss(own), ".2f")
+        found.append([name, f"{twin['weights']:,}", cell(loss(other), ".2f"), mine, gap])
     return found
 
 
@@ -240,7 +241,7 @@ def ablation_rows(data: Mapping[str, Any], names: Sequence[str], ratio: float = 
         found.append([
             "nothing" if unchanged else name.removeprefix("flops, "), len(runs),
             Number(float(np.mean(ends)), ".2f", rtol=0.05) if ends else None,
-            None if end is None else cell(end[0].divergence(), ".3f"),
+            None if end is None else Number(end[0].divergence().value, ".3f"),
             *(None if pair is None or unchanged else cell(times_kl(pair), ".2f") for pair in (middle, last)), published])
     return found
 
