@@ -91,12 +91,12 @@ def test_rows_set_every_way_beside_the_better_teal(small):
 
 
 def test_teal_with_the_head_is_a_row_a_curve_and_a_rival_of_its_own(small):
-    own, training = report.HEADED.values()
+    own = report.HEADED
     both = report.beside_head(small, {"head": teal(0.2), "head, training text": teal(0.18)})
     assert "head" not in small["teal"] and own not in report.frontiers(small) and own in report.frontiers(both)
     figures.frontier({"small-llama": report.frontiers(both)})
     names = [row[1] for row in report.rows(both) if row[0] == "3x"]
-    assert names[-2:] == [own, training] and names[-3].startswith("TEAL")
+    assert names[-1] == own and names[-2].startswith("TEAL") and report.text_gap(both).value == pytest.approx(-0.08, rel=0.1)
     plain, headed = (rules.verdict_teal(both, "small", "CWIC, active parameters", head=head) for head in (False, True))
     assert headed.number < plain.number and headed.claim.endswith("TEAL with the head")
     assert len(rules.small_verdicts(both)) == len(rules.small_verdicts(small)) + 1
@@ -157,7 +157,7 @@ def test_verdicts_follow_from_the_numbers(small, ablations):
     early = {**ablations, "triangle kernel": {"0": run(0.1, last=2.5)}}
     again = {v.claim: v for v in rules.all_verdicts(small, early, smol, bench)}
     assert again["A13, triangle kernel"].outcome == NOT_TESTABLE
-    assert [cell.value for cell in report.decoding_rows(bench["decoding"])[0][2:]] == pytest.approx([1.5, 75, 50])
+    assert [cell.value for cell in clock.decoding_rows(bench["decoding"])[0][2:]] == pytest.approx([1.5, 75, 50])
 
 
 def test_agreement_heads_and_vocabulary_of_made_up_masks():

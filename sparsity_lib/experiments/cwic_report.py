@@ -1,4 +1,4 @@
-"""Rows and curves of the CWIC chapter: schedules, TEAL and dense networks beside them, ablations, time."""
+"""Rows and curves of the CWIC chapter: schedules, TEAL and dense networks beside them, ablations, tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparsity_lib.evaluate.bench_result import BenchmarkResult
-from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval, resample
+from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
 from sparsity_lib.evaluate.quality import Quality, difference
 from sparsity_lib.experiments.claws_report import cell, points
 from sparsity_lib.experiments.cwic_ablations import ABLATIONS, PUBLISHED
@@ -19,8 +19,9 @@ Run = Mapping[str, Any]
 AT = (2.0, 3.0, 4.0, 5.0, 6.0)
 #: How far below a ratio a run may end and still be compared there, as a share of it.
 NEAR = 0.03
-#: TEAL where its rule is carried on to the head: way -> its name, by calibration text.
-HEADED = {"head": "TEAL, head included", "head, training text": "TEAL, head included, on CWIC's text"}
+#: TEAL where its rule is carried on to the head: its name, and the ways there are of it, by calibration text.
+HEADED = "TEAL, head included"
+HEADED_WAYS = ("head", "head, training text")
 #: Milestones of an ablation that lie further apart, ratio over ratio, say nothing about what is between them.
 APART = 2.2
 
@@ -113,7 +114,7 @@ def best_teal(data: Mapping[str, Any], ratio: float, of: Iterable[str] = ("unifo
 
 def headed_teal(data: Mapping[str, Any], ratio: float) -> Quality | None:
     """TEAL with the head as a further site, on the better calibration text of both."""
-    return best_teal(data, ratio, HEADED)
+    return best_teal(data, ratio, HEADED_WAYS)
 
 
 def dense_of(data: Mapping[str, Any]) -> Quality:
@@ -132,17 +133,22 @@ def rows(data: Mapping[str, Any], ratios: Sequence[float] = AT) -> list[list[Any
         for name, runs in ways(data).items():
             at = near(runs, ratio)
             reached.append((at, name, pooled_at(runs, data["teal"]["uniform"], at)))
-        reached.append((ratio, "TEAL, the better allocation", best_teal(data, ratio)))
-        reached += [(ratio, name, teal_at(data, ratio, way)) for way, name in HEADED.items()]
+        reached += [(ratio, "TEAL, the better allocation", best_teal(data, ratio)), (ratio, HEADED, headed_teal(data, ratio))]
         for at, name, own in reached:
             if own is None:
                 continue
-            rival = None if name in HEADED.values() else headed_teal(data, at)
+            rival = None if name == HEADED else headed_teal(data, at)
             gap = None if rival is None else cell(difference(own, rival), "+z.3f", atol=0.01)
             extra = cell(difference(own, dense_of(data), "nll"), "z.3f", atol=0.01)
             where = f"{ratio:g}x" if abs(at - ratio) < 0.005 else f"{at:.2f}x"
             found.append([where, name, cell(own.divergence(), ".3f"), extra, gap])
     return found
+
+
+def text_gap(data: Mapping[str, Any], ratio: float = 3.0) -> Interval:
+    """KL of TEAL with the head on the text that CWIC was trained on, less that on the book's calibration text (paired)."""
+    own, other = (teal_at(data, ratio, way) for way in reversed(HEADED_WAYS))
+    return difference(own, other)
 
 
 def rate_rows(rates: Mapping[str, Run], smol: Mapping[str, Any], ratio: float = 3.0) -> list[list[Any]]:
@@ -165,7 +171,7 @@ def frontiers(data: Mapping[str, Any]) -> dict[str, list[tuple[float, Interval]]
     for name, runs in ways(data).items():
         own = [(r, q) for r in AT if (q := pooled_at(runs, data["teal"]["uniform"], r)) is not None]
         found[name] = [start, *((r, loss(q)) for r, q in own)]
-    for way, name in (("uniform", "TEAL"), ("greedy", "TEAL, greedy"), ("head", HEADED["head"])):
+    for way, name in (("uniform", "TEAL"), ("greedy", "TEAL, greedy"), ("head", HEADED)):
         if way in data["teal"]:
             found[name] = [start, *((p["ratio"], loss(quality(p))) for p in data["teal"][way]["points"])]
     if "twins" in data:
@@ -262,42 +268,3 @@ def task_rows(data: Mapping[str, Any], order: Sequence[str], group: str) -> list
             None if name == "dense" else points(results[name], results["dense"], group),
             points(results[name], results[beside], group) if beside in results and "cwic" in name else None])
     return rows
-
-
-def medians(values: Sequence[float]) -> Interval:
-    """A median over rounds with its bootstrap interval."""
-    values = np.asarray(values)
-    drawn = np.median(values[resample(len(values))], axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(float(np.median(values)), float(low), float(high))
-
-
-def decoding_rows(bench: Mapping[str, Any]) -> list[list[Any]]:
-    """Thresholds, times fewer weights that their masks read, times as fast as dense; percent of a pure read's speed, both."""
-    def order(name: str) -> tuple[bool, float]:
-        return "imposed" not in name, bench[name]["ratio"]
-
-    def of_memory(found: Mapping[str, Any], way: str) -> Number:
-        speed = found["bytes"][way] / (found["times"][way]["median_us"] * 1e-6)
-        return Number(100 * speed / found["bandwidth"], ".0f", rtol=0.5)
-
-    return [[name, Number(bench[name]["ratio"], ".2f"), cell(medians(bench[name]["times_as_fast"]), ".2f", rtol=0.3),
-             *(of_memory(bench[name], way) for way in ("dense", "granular"))] for name in sorted(bench, key=order)]
-
-
-def step_rows(training: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> list[list[Any]]:
-    """Matrix, stripe, how many times as fast a training step is as in plain PyTorch and as a dense one, MiB that each keeps."""
-    return [[f"{name}, {shape[0]} × {shape[1]}", shape[2], Number(training[name]["over_plain"], ".1f"),
-             Number(training[name]["over_dense"], ".2f"),
-             *(Number(training[name]["saved"][kind] / 2**20, ".1f") for kind in ("plain", "ours"))]
-            for name, shape in shapes.items()]
-
-
-def product_rows(product: Mapping[str, Any]) -> list[list[Any]]:
-    """Share kept, times as fast as the best dense product by columns and by stripes, and stripes' time over columns'."""
-    found = []
-    for share in sorted({p["kept"] for p in product["points"]}, reverse=True):
-        fast = {p["way"]: cell(medians(p["times_as_fast"]), ".2f", rtol=0.3) for p in product["points"] if p["kept"] == share}
-        slower = medians(product["stripes_over_columns"][f"{share:.3f}"])
-        found.append([f"{share:.2f}", fast["columns"], fast["stripes"], cell(slower, ".2f", rtol=0.3)])
-    return found

@@ -16,7 +16,6 @@ from sparsity_lib.experiments.cwic_report import (
     best_teal,
     dense_of,
     headed_teal,
-    medians,
     near,
     pooled,
     pooled_at,
@@ -25,6 +24,7 @@ from sparsity_lib.experiments.cwic_report import (
     times_kl,
     ways,
 )
+from sparsity_lib.experiments.cwic_time_report import medians
 from sparsity_lib.verdicts import Verdict, effect, kept, not_testable
 
 Data = Mapping[str, Any]
