@@ -12,6 +12,7 @@ from sparsity_lib.evaluate.quality import Quality
 from sparsity_lib.experiments import cwic_patterns_report as patterns
 from sparsity_lib.experiments import cwic_report as report
 from sparsity_lib.experiments import cwic_slips as slips
+from sparsity_lib.experiments import cwic_time_report as clock
 from sparsity_lib.experiments import cwic_verdicts as rules
 from sparsity_lib.experiments.cwic_ablations import ABLATIONS
 from sparsity_lib.figures import cwic as figures
