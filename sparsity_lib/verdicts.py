@@ -58,10 +58,10 @@ def effect(
     established = low > null if larger else high < null
     reaches = high >= published if larger else low <= published
     outcome = NOT_REPRODUCED if not established else REPRODUCED if reaches else DIRECTION
-    because = (
-        f"the interval {'lies beyond' if established else 'does not lie beyond'} {null:g} on the claimed side"
-        f" and {'reaches' if reaches else 'does not reach'} the size asked for, {published:.4g}"
-    )
+    because = f"the interval does not lie beyond {null:g} on the claimed side"
+    if established:
+        because = (f"the interval lies beyond {null:g} on the claimed side and "
+                   f"{'reaches' if reaches else 'does not reach'} the size asked for, {published:.4g}")
     return Verdict(claim, words, experiment, number, low, high, outcome, because)
 
 
