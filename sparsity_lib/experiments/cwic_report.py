@@ -139,7 +139,7 @@ def rows(data: Mapping[str, Any], ratios: Sequence[float] = AT) -> list[list[Any
                 continue
             rival = None if name == HEADED else headed_teal(data, at)
             gap = None if rival is None else cell(difference(own, rival), "+z.3f", atol=0.01)
-            extra = cell(difference(own, dense_of(data), "nll"), "z.3f", atol=0.01)
+            extra = cell(difference(own, dense_of(data), "nll"), "z.2f", atol=0.01)
             where = f"{ratio:g}x" if abs(at - ratio) < 0.005 else f"{at:.2f}x"
             found.append([where, name, cell(own.divergence(), ".3f"), extra, gap])
     return found
