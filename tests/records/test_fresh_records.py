@@ -12,7 +12,7 @@ NAMES = sorted(path.stem for path in COMMITTED.glob("*.json"))
 
 
 def test_every_chapter_has_a_record():
-    assert [path.stem for path in sorted((project.root() / "notebooks").glob("*.ipynb"))] == NAMES
+    assert sorted(path.stem for path in (project.root() / "notebooks").glob("*.ipynb")) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
