@@ -117,6 +117,7 @@ def test_cwic_fills_in_as_its_results_arrive(checkout, small, ablations):  # noq
     assert {v.claim for v in base.judge(by_id["A1"]).verdicts} == {
         "A1, small-llama, CWIC, active parameters", "A1, small-llama, thresholds alone, to 3x"}
     put(checkout, "cwic_ablations", ablations)
+    put(checkout, "cwic_limit", {seed: small["runs"][f"active {seed}"] for seed in "012"})
     points = [{"kept": 1 / 3, "way": "stripes", "times_as_fast": [2.6] * 15}]
     put(checkout, "bench/cwic", {"product": {"stripes_over_columns": {"0.333": [1.0, 1.02, 0.99] * 5}, "points": points},
                                  "decoding": {"3x imposed": {"ratio": 3.0, "times_as_fast": [1.4, 1.5, 1.6] * 5}}})

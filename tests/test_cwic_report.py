@@ -142,8 +142,9 @@ def test_verdicts_follow_from_the_numbers(small, ablations):
         "times": {"dense": {"median_us": 1000.0}, "granular": {"median_us": 500.0}}}}}
     smol = {"runs": {"thresholds 2x": run(0.4, last=2.1), "thresholds 3x": run(0.4, last=3.0), "lora 3x": run(0.3, last=2.6),
                      "all 6x": run(0.3)}, "teal": {"uniform": teal(0.3), "greedy": teal(0.25)}}
-    found = {v.claim: v for v in rules.all_verdicts(small, ablations, smol, bench)}
-    assert len(found) == len(rules.all_verdicts(small, ablations, smol, bench))
+    limit = {str(seed): run(0.5) for seed in range(3)}
+    found = {v.claim: v for v in rules.all_verdicts(small, ablations, smol, bench, limit)}
+    assert len(found) == len(rules.all_verdicts(small, ablations, smol, bench, limit))
     outcomes = {
         "A1, small-llama, CWIC, active parameters": REPRODUCED, "A1, SmolLM2, thresholds and LoRA, to 3x": NOT_TESTABLE,
         "A2, 3x imposed": DIRECTION, "A3, 3x": REPRODUCED, "A3, 6x": NOT_REPRODUCED, "A4, small-llama": REPRODUCED,
@@ -156,7 +157,7 @@ def test_verdicts_follow_from_the_numbers(small, ablations):
     assert {claim: found[claim].outcome for claim in outcomes} == outcomes
     assert [found[f"A13, {k} kernel"].number for k in ("triangle", "gaussian")] == pytest.approx([-20, -30])
     early = {**ablations, "triangle kernel": {"0": run(0.1, last=2.5)}}
-    again = {v.claim: v for v in rules.all_verdicts(small, early, smol, bench)}
+    again = {v.claim: v for v in rules.all_verdicts(small, early, smol, bench, limit)}
     assert again["A13, triangle kernel"].outcome == NOT_TESTABLE
     assert [cell.value for cell in clock.decoding_rows(bench["decoding"])[0][2:]] == pytest.approx([1.5, 75, 50])
 
@@ -283,9 +284,17 @@ def test_an_ablation_says_nothing_where_its_runs_say_nothing(ablations):
     jump["milestones"] = [{**jump["milestones"][0], "ratio": 1.0}, jump["milestones"][-1]]
     assert report.of_run(back, 2.4) and report.of_run(back, 3.0) is None
     assert report.of_run(jump, 3.0) is None and report.of_run(jump, 6.05) and report.of_run(run(0.3), 3.0)
-    same = {**ablations, "flops, no head limit": ablations["flops"]}
-    limit = {v.claim: v for v in rules.ablation_verdicts(same)}["F3, head limit"]
-    assert limit.outcome == NOT_TESTABLE and "never came to bear" in limit.because
+    same = {**ablations, "flops, no stripes": ablations["flops"]}
+    found = {v.claim: v for v in rules.ablation_verdicts(same)}["F4, stripes"]
+    assert found.outcome == NOT_TESTABLE and "never came to bear" in found.because
+
+
+def test_the_heads_limit_is_judged_along_the_whole_schedule(small):
+    limit = {str(seed): run(0.5) for seed in range(3)}
+    (found,) = rules.limit_verdicts(small, limit)
+    assert found.outcome == REPRODUCED and found.number == pytest.approx(0.5 / 0.12) and "3 seeds" in found.experiment
+    limit["1"] = run(0.5, stopped=3)
+    assert rules.limit_verdicts(small, limit)[0].outcome == NOT_TESTABLE
 
 
 def test_kl_bends_by_the_ratio_that_each_version_counts(small):

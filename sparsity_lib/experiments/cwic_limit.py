@@ -1,4 +1,4 @@
-"""The FLOP version without its limit for the head, along the whole schedule: along the ablations' short one it is never reached."""
+"""The FLOP version without its limit for the head, along the whole schedule: on the ablations' short one it is never reached."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from sparsity_lib.experiments.cwic_report import (
     dense_of,
     headed_teal,
     near,
+    of_run,
     pooled,
     pooled_at,
     quality,
@@ -244,12 +245,27 @@ def ablation_verdicts(ablations: Data) -> list[Verdict]:
         *(verdict_stable(ablations, f"{k} kernel", "kernel functions other than the rectangle gave similar performance",
                          f"A13, {k} kernel") for k in ("triangle", "gaussian")),
         verdict_rate(ablations),
-        *(verdict_more(ablations, f"flops, no {p}", f"without {p} training collapses to chance", f"F3, {p}", size=2.0, ratio=None)
-          for p in ("warm-up", "head limit")),
+        verdict_more(ablations, "flops, no warm-up", "without warm-up training collapses to chance", "F3, warm-up", size=2.0,
+                     ratio=None),
         verdict_more(ablations, "flops, no normalisation", "without normalisation a moderate loss", "F4, normalisation",
                      ratio=6.0),
         verdict_more(ablations, "flops, no stripes", "without stripes near chance", "F4, stripes", size=2.0, ratio=6.0),
     ]
+
+
+def limit_verdicts(small: Data, limit: Data) -> list[Verdict]:
+    """What the small Llama's FLOP schedule decides without the head's limit (`cwic_limit`: seed -> run)."""
+    words, both = "without head limit training collapses to chance", (list(limit.values()), runs_of(small, "flops"))
+    ends = [[of_run(run, None) for run in runs] for runs in both]
+    if any(None in found for found in ends):
+        return [not_testable("F3, head limit", words, "a run stopped early", "make results R=cwic_limit")]
+    whole, head = ([np.mean([get(run) for run in runs]) for runs in both] for get in (
+        lambda run: run["milestones"][-1]["ratio"], lambda run: run["curve"]["head_ratio"][-1]))
+    found = times_kl((pooled(ends[0]), pooled(ends[1])))
+    return [effect(
+        "F3, head limit", words, f"KL at the end without the limit (the head's own ratio at {head[0]:.1f}, the model at "
+        f"{whole[0]:.1f}x) over KL with it ({head[1]:.1f}, {whole[1]:.1f}x), mean over {len(limit)} seeds; 2 was set here",
+        number=found.value, low=found.low, high=found.high, published=2.0, null=1.0)]
 
 
 def smol_verdicts(smol: Data) -> list[Verdict]:
@@ -272,9 +288,10 @@ def verdict_smollm() -> Verdict:
         "accelerate launch --num_processes 8 -m sparsity_lib.cwic llama-3.2-1b --data chats.jsonl")
 
 
-def all_verdicts(small: Data, ablations: Data, smol: Data, bench: Data) -> list[Verdict]:
+def all_verdicts(small: Data, ablations: Data, smol: Data, bench: Data, limit: Data) -> list[Verdict]:
     """Every claim that the chapter tests, in the papers' order."""
-    found = [small_verdicts(small), smol_verdicts(smol), ablation_verdicts(ablations), bench_verdicts(bench), [verdict_smollm()]]
+    found = [small_verdicts(small), smol_verdicts(smol), ablation_verdicts(ablations), limit_verdicts(small, limit),
+             bench_verdicts(bench), [verdict_smollm()]]
     return sorted((verdict for each in found for verdict in each), key=lambda verdict: order(verdict.claim))
 
 
