@@ -272,6 +272,7 @@ def test_tasks_are_paired_with_dense_and_with_teal_at_the_same_ratio():
     assert rows["smollm2-cwic-3x"][2].value == pytest.approx(20, abs=5)
     assert rules.verdict_tasks(data, "cwic6").outcome == REPRODUCED
     data["dense"] = {"ratio": 1.0, "result": result_of({task: coin(400, 0.45, 7) for task in resolve("cwic6")}).to_dict()}
+    assert set(rules.GUESSED) == set(resolve("cwic6")) and rules.CHANCE == pytest.approx(1 / 3)
     poor = rules.verdict_tasks(data, "cwic6")
     assert poor.outcome == NOT_TESTABLE and "points ahead of guessing" in poor.because
 

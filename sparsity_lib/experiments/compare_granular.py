@@ -46,8 +46,9 @@ def quality(bench: Bench, shares: Sequence[float], every: int) -> dict[str, Any]
 
 
 def skipped(model: nn.Module, ids: Tensor) -> float:
-    """Share of all weights that its masks leave unread."""
-    return 1 - 1 / measure(model, ids).ratio()
+    """Share of all weights that its masks leave unread, less the thresholds, which are read for every token."""
+    registry = registry_of(model)
+    return 1 - 1 / measure(model, ids).ratio() - sum(t.numel() for t in registry.thresholds().values()) / registry.dense
 
 
 def overheads(model: nn.Module) -> Overheads:

@@ -1,4 +1,4 @@
-"""Rows of the CWIC chapter on time: training steps, products and tokens."""
+"""Rows and verdicts of the CWIC chapter on time: training steps, products and tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import numpy as np
 from sparsity_lib.evaluate.bootstrap import Interval, resample
 from sparsity_lib.experiments.claws_report import cell
 from sparsity_lib.report import Number
+from sparsity_lib.verdicts import Verdict, effect, not_testable
+
+Data = Mapping[str, Any]
+FASTER = "2.5 times as fast at a third of the parameters, on CPU and GPU (1B)"
 
 
 def medians(values: Sequence[float]) -> Interval:
@@ -49,3 +53,36 @@ def product_rows(product: Mapping[str, Any]) -> list[list[Any]]:
         slower = medians(product["stripes_over_columns"][f"{share:.3f}"])
         found.append([f"{share:.2f}", fast["columns"], fast["stripes"], cell(slower, ".2f", rtol=0.3)])
     return found
+
+
+def verdict_product(product: Data, share: float = 1 / 3, published: float = 2.5) -> Verdict:
+    """A2 for one product, which is what the paper's figure times."""
+    point = next(p for p in product["points"] if p["way"] == "stripes" and abs(p["kept"] - share) < 1e-6)
+    own = medians(point["times_as_fast"])
+    return effect(
+        "A2, one product in stripes", FASTER, f"time of torch's best 4096 × 4096 product over one in stripes, {share:.0%} kept",
+        number=own.value, low=own.low, high=own.high, published=published, null=1.0)
+
+
+def verdict_clock(bench: Data, name: str, published: float = 2.5) -> Verdict:
+    """A2: wall clock."""
+    own = medians(bench[name]["times_as_fast"])
+    return effect(
+        f"A2, {name}", FASTER,
+        f"time of a token of dense SmolLM2 over a granular one's at {bench[name]['ratio']:.2f}x, in the same rounds",
+        number=own.value, low=own.low, high=own.high, published=published, null=1.0)
+
+
+def verdict_kernel(product: Data, share: str = "0.333") -> Verdict:
+    """A17: stripes cost nothing beside columns, which is said of a kernel for GPUs."""
+    over = medians(product["stripes_over_columns"][share])
+    return not_testable(
+        "A17", "stripes of a multiple of the kernel's block keep TEAL's efficiency",
+        f"is said of a Triton kernel on a GPU; on this CPU a product in stripes of 512 takes {over.value:.2f} [{over.low:.2f}, "
+        f"{over.high:.2f}] times as long as one in columns, {float(share):.0%} kept", "make results R=bench/cwic_gpu")
+
+
+def bench_verdicts(bench: Data) -> list[Verdict]:
+    """What the measured products and tokens decide."""
+    return [*(verdict_clock(bench["decoding"], name) for name in sorted(bench["decoding"]) if "3x" in name),
+            verdict_product(bench["product"]), verdict_kernel(bench["product"])]

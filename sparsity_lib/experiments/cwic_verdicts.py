@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsity_lib.evaluate.bench_result import BenchmarkResult, paired_difference
+from sparsity_lib.evaluate.bench_result import BenchmarkResult, Interval, paired_difference
 from sparsity_lib.evaluate.bootstrap import ratio_interval, resample
 from sparsity_lib.evaluate.quality import difference
 from sparsity_lib.experiments.cwic_report import (
@@ -25,15 +25,15 @@ from sparsity_lib.experiments.cwic_report import (
     times_kl,
     ways,
 )
-from sparsity_lib.experiments.cwic_time_report import medians
+from sparsity_lib.experiments.cwic_time_report import bench_verdicts
 from sparsity_lib.verdicts import Verdict, effect, kept, not_testable
 
 Data = Mapping[str, Any]
 #: How the id of a verdict ends whose rival is TEAL with the head as a further site.
 WITH_HEAD = "TEAL with the head"
-FASTER = "2.5 times as fast at a third of the parameters, on CPU and GPU (1B)"
-#: Mean of the six tasks by guessing: 2, 4, 4, 4, 4 and 2 answers.
-CHANCE = (2 / 2 + 4 / 4) / 6
+#: Share of each of the six tasks that guessing gets right, by its number of answers.
+GUESSED = {"winogrande": 1 / 2, "arc_challenge": 1 / 4, "hellaswag": 1 / 4, "arc_easy": 1 / 4, "openbookqa": 1 / 4, "piqa": 1 / 2}
+CHANCE = sum(GUESSED.values()) / len(GUESSED)
 AHEAD = "CWIC is ahead of TEAL at a third of the parameters (by 15 points, 1B)"
 
 
@@ -58,10 +58,15 @@ def score_of(data: Data, point: str, group: str) -> float:
     return BenchmarkResult.from_dict(data[point]["result"]).score(group).mean
 
 
+def paired(data: Data, group: str, ratio: str) -> Interval:
+    """Mean of the group's tasks by learned thresholds less TEAL's, asked for the same ratio."""
+    return paired_difference(
+        *(BenchmarkResult.from_dict(data[name]["result"]) for name in (f"smollm2-cwic-{ratio}", f"teal {ratio}")), group)
+
+
 def verdict_tasks(data: Data, group: str, ratio: str = "3x", points: float = 15.0) -> Verdict:
     """A1 by the paper's measure; not testable where the dense model is less than that ahead of guessing."""
-    own, other = (BenchmarkResult.from_dict(data[name]["result"]) for name in (f"smollm2-cwic-{ratio}", f"teal {ratio}"))
-    found, room = paired_difference(own, other, group), 100 * (score_of(data, "dense", group) - CHANCE)
+    found, room = paired(data, group, ratio), 100 * (score_of(data, "dense", group) - CHANCE)
     if room < points:
         return not_testable(
             "A1, SmolLM2, tasks", AHEAD, f"the dense model is {room:.0f} points ahead of guessing, so that nothing can be "
@@ -85,24 +90,6 @@ def verdict_graceful(data: Data, model: str, way: str, low: float = 2.0, high: f
     return effect(
         claim, words, f"nats that TEAL loses from {low:g}x to {high:g}x less twice what {way} loses: above zero, at least "
         "twice as many; 0.1 was set here", number=found.value, low=found.low, high=found.high, published=0.1)
-
-
-def verdict_product(product: Data, share: float = 1 / 3, published: float = 2.5) -> Verdict:
-    """A2 for one product, which is what the paper's figure times."""
-    point = next(p for p in product["points"] if p["way"] == "stripes" and abs(p["kept"] - share) < 1e-6)
-    own = medians(point["times_as_fast"])
-    return effect(
-        "A2, one product in stripes", FASTER, f"time of torch's best 4096 × 4096 product over one in stripes, {share:.0%} kept",
-        number=own.value, low=own.low, high=own.high, published=published, null=1.0)
-
-
-def verdict_clock(bench: Data, name: str, published: float = 2.5) -> Verdict:
-    """A2: wall clock."""
-    own = medians(bench[name]["times_as_fast"])
-    return effect(
-        f"A2, {name}", FASTER,
-        f"time of a token of dense SmolLM2 over a granular one's at {bench[name]['ratio']:.2f}x, in the same rounds",
-        number=own.value, low=own.low, high=own.high, published=published, null=1.0)
 
 
 def verdict_twin(data: Data, name: str, published: str) -> Verdict:
@@ -192,15 +179,6 @@ def verdict_rate(data: Data) -> Verdict:
         number=found.value, low=found.low, high=found.high, published=1.1, null=1.0)
 
 
-def verdict_kernel(product: Data, share: str = "0.333") -> Verdict:
-    """A17: stripes cost nothing beside columns, which is said of a kernel for GPUs."""
-    over = medians(product["stripes_over_columns"][share])
-    return not_testable(
-        "A17", "stripes of a multiple of the kernel's block keep TEAL's efficiency",
-        f"is said of a Triton kernel on a GPU; on this CPU a product in stripes of 512 takes {over.value:.2f} [{over.low:.2f}, "
-        f"{over.high:.2f}] times as long as one in columns, {float(share):.0%} kept", "make results R=bench/cwic_gpu")
-
-
 def verdict_steady(data: Data) -> Verdict:
     """F1: every further ratio costs something."""
     teal, runs = data["teal"]["uniform"], runs_of(data, "flops")
@@ -272,12 +250,6 @@ def smol_verdicts(smol: Data) -> list[Verdict]:
     """What SmolLM2's thresholds decide."""
     rivals = (False, True) if "head" in smol["teal"] else (False,)
     return [verdict_teal(smol, "SmolLM2", way, head=head) for head in rivals for way in ways(smol) if "2x" not in way]
-
-
-def bench_verdicts(bench: Data) -> list[Verdict]:
-    """What the measured products and tokens decide."""
-    return [*(verdict_clock(bench["decoding"], name) for name in sorted(bench["decoding"]) if "3x" in name),
-            verdict_product(bench["product"]), verdict_kernel(bench["product"])]
 
 
 def verdict_smollm() -> Verdict:
