@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sparsity_lib import SparsityError
-from sparsity_lib.evaluate.bootstrap import Interval, mean_interval, ratio_interval, resample
+from sparsity_lib.evaluate.bootstrap import Interval, mean_interval, median_interval, ratio_interval, resample
 from sparsity_lib.evaluate.quality import Quality, difference
 
 
@@ -102,3 +102,12 @@ def test_only_pairs_can_be_paired():
         difference(quality([1.0]), quality([1.0, 2.0]))
     with pytest.raises(SparsityError, match="expected kl or nll"):
         difference(quality([1.0]), quality([1.0]), "ppl")
+
+
+def test_a_median_lies_in_its_interval_and_knows_its_units():
+    values = np.random.default_rng(0).normal(3, 1, 200)
+    found = median_interval(values)
+    assert found.low < found.value == np.median(values) < found.high and found == median_interval(list(values))
+    assert median_interval([2.0]).to_json() == [2.0, 2.0, 2.0]
+    narrow = median_interval(np.tile(values, 16))
+    assert narrow.high - narrow.low < 0.5 * (found.high - found.low)

@@ -15,8 +15,8 @@ from sparsity_lib.verdicts import Verdict
 
 PRODUCTS = ("bfloat16 14336 x 4096", "float32 4096 x 14336")
 SHAPES = ("Llama-3.2-1B", "Llama-3.2-3B")
-#: Stored result -> all that it decides.
 LIMIT = ("cwic_small", "cwic_limit")
+#: Stored result -> all that it decides.
 MAKE: dict[str, Callable[[Any], Iterable[Verdict]]] = {
     "cwic_small": rules.small_verdicts, "cwic_ablations": rules.ablation_verdicts, "cwic_smol": rules.smol_verdicts,
     "bench/cwic": rules.bench_verdicts,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,3 +79,10 @@ def mean_interval(values: np.ndarray, **options) -> Interval:
     """Interval of a mean over units."""
     values = np.asarray(values, dtype=np.float64)
     return ratio_interval(values, np.ones_like(values), **options)
+
+
+def median_interval(values: Sequence[float]) -> Interval:
+    """Interval of a median over units: layers, or rounds of a measurement."""
+    values = np.asarray(values, dtype=np.float64)
+    low, high = np.quantile(np.median(values[resample(len(values))], axis=1), [0.025, 0.975])
+    return Interval(float(np.median(values)), float(low), float(high))

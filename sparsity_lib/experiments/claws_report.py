@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsity_lib import style
 from sparsity_lib.analysis import jaccard
 from sparsity_lib.evaluate.benchmarks import BenchmarkResult, paired_difference
-from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
+from sparsity_lib.evaluate.bootstrap import Interval, median_interval, ratio_interval
 from sparsity_lib.evaluate.quality import Quality, difference
 from sparsity_lib.experiments.common import MODELS
 from sparsity_lib.observe import activations
@@ -164,13 +164,6 @@ def oracle_overlap(
             score = g.abs() if multipliers is None else g.abs() * multipliers[layer]
             found[method].append(float(jaccard(exact_topk(score, k), best).mean()))
     return found
-
-
-def median_interval(values: Sequence[float], draws: int = 2000) -> Interval:
-    """Median over layers, with the bootstrap interval over them."""
-    layers = np.asarray(values, dtype=float)
-    drawn = np.median(layers[np.random.default_rng(0).integers(0, len(layers), size=(draws, len(layers)))], axis=1)
-    return Interval(float(np.median(layers)), *(float(q) for q in np.quantile(drawn, [0.025, 0.975])))
 
 
 def verdict_skew(what: str, ginis: Mapping[str, Sequence[float]]) -> Verdict:

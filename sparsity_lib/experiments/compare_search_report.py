@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval, resample
+from sparsity_lib.evaluate.bootstrap import Interval, median_interval, ratio_interval, resample
 from sparsity_lib.evaluate.quality import Quality
 from sparsity_lib.experiments import compare_granular
 from sparsity_lib.experiments.claws_report import cell, label, short
@@ -103,15 +103,8 @@ def speed_rows(speed: Data) -> list[list[Any]]:
                 continue
             predicted = row["bytes"]["dense"] / row["bytes"]["sparse"]
             rows.append([*start, Number(100 * row["skipped"], ".0f"), Number(1 / row["sparse"], ".0f", rtol=0.3),
-                         cell(median_of(row["ratios"]), ".2f", rtol=0.2), Number(predicted, ".2f"), None])
+                         cell(median_interval(row["ratios"]), ".2f", rtol=0.2), Number(predicted, ".2f"), None])
     return rows
-
-
-def median_of(values: Sequence[float]) -> Interval:
-    """A median with its interval over rounds."""
-    drawn = np.median(np.asarray(values)[resample(len(values))], axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(float(np.median(values)), float(low), float(high))
 
 
 def picture(speed: Data, quality: Data, search: Data) -> dict[str, dict[str, list[tuple[float, Interval]]]]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
-from sparsity_lib.experiments.claws_report import cell, median_interval, short
+from sparsity_lib.evaluate.bootstrap import Interval, median_interval, ratio_interval
+from sparsity_lib.experiments.claws_report import cell, short
 from sparsity_lib.experiments.scap_coverage import relative_change
 from sparsity_lib.experiments.scap_report import in_points
 from sparsity_lib.pareto import sparsity_gain

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsity_lib.evaluate.bootstrap import Interval, mean_interval
-from sparsity_lib.experiments.claws_report import median_interval, short
+from sparsity_lib.evaluate.bootstrap import Interval, mean_interval, median_interval
+from sparsity_lib.experiments.claws_report import short
 from sparsity_lib.experiments.scap_coverage import relative_change
 from sparsity_lib.experiments.scap_report import in_points
 from sparsity_lib.report import Number
