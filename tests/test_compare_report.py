@@ -60,6 +60,28 @@ def test_rows_have_a_cell_a_column_and_none_where_nothing_was_reached():
     assert set(report.quality_points(QUALITY, ["cats"])[MODEL]) == {"cats"}
 
 
+def test_the_same_masks_are_stated_in_every_count():
+    def stated(share, kl, sites):
+        counts = {"skipped": share, "sites": {"a": sites}, "ffn": 2 * share, "linears": 1.5 * share}
+        return {**point(share, kl), "shares": counts}
+
+    wide, narrow = [stated(0.1, 0.1, 0.1), stated(0.3, 0.4, 0.3)], [stated(0.1, 0.3, 0.4), stated(0.2, 0.9, 0.8)]
+    pruned = [{**point(0.1, 0.2), "shares": {"skipped": 0.1}}]
+    data = {MODEL: {"methods": {"teal": wide, "cats": narrow, "wanda": pruned}}}
+    assert report.curve(data, MODEL, "cats", "sites").shares.tolist() == [0.4, 0.8]
+    assert report.curve(data, MODEL, "wanda", "sites") is None
+    rows = report.recounted_rows(data, 0.3, ("cats", "wanda"))
+    assert rows[0][2] is None and rows[0][5] is None, "outside of what was measured"
+    rows = report.recounted_rows(data, 0.1, ("teal", "cats", "wanda"))
+    assert [cell.value for cell in rows[0][2:]] == pytest.approx([1] * 4)
+    assert rows[1][2] is None and [cell.value for cell in rows[1][3:]] == pytest.approx([3, 3, 3])
+    assert rows[2][2:5] == [None] * 3 and rows[2][5].value == pytest.approx(2)
+    counts = ("sites", "skipped")
+    found = report.counted_points(data, ("teal", "wanda"), counts)
+    assert [x for x, _ in found[MODEL]["sites"]["teal"]] == [0.1, 0.3] and found[MODEL]["sites"]["wanda"] == []
+    assert figures.counted(found, report.COUNTS) is not None
+
+
 SHARES = (0.2, 0.3)
 BEST = {"rotate": "ffn", "score": "magnitude", "head": "refined", "allocation": "spread"}
 SEARCH = {"chosen": BEST, "models": {MODEL: {

@@ -27,22 +27,35 @@ SINGLE = (*PUBLISHED, *WITH_HEAD)
 LISTED = (*EVERY_METHOD, compare_granular.METHOD)
 
 
+#: What a sparsity can be a share of -> in words. The first is how most papers state it, the last how this book does.
+COUNTS = {"sites": "entries at the method's own sites", "ffn": "weights of the FFN", "linears": "weights of all linear layers",
+          "skipped": "all weights"}
+
+
+def counted(shares: Data, count: str) -> float | None:
+    """The share that was skipped in one of the `COUNTS`; None where a method is not counted that way."""
+    if count == "sites":
+        return float(np.mean(list(shares["sites"].values()))) if shares.get("sites") else None
+    return shares.get(count)
+
+
 @dataclass(frozen=True)
 class Curve:
-    """One method on one model: shares of all weights skipped [points], summed KL [points, sequences], tokens [sequences]."""
+    """One method on one model: shares skipped in one of the `COUNTS` [points], summed KL [points, sequences], tokens [sequences]."""
 
     shares: np.ndarray
     kl: np.ndarray
     tokens: np.ndarray
 
     @staticmethod
-    def of(found: Sequence[Data]) -> Curve | None:
-        """From stored points, those without quality left out; None where none is left."""
-        rows = sorted((p for p in found if "quality" in p), key=lambda p: p["shares"]["skipped"])
-        if not rows:
+    def of(found: Sequence[Data], count: str = "skipped") -> Curve | None:
+        """From stored points, those without quality or that count left out; None where none is left."""
+        kept = [(share, p) for p in found if "quality" in p and (share := counted(p["shares"], count)) is not None]
+        if not kept:
             return None
-        quality = [Quality.from_json(p["quality"]) for p in rows]
-        return Curve(np.array([p["shares"]["skipped"] for p in rows]), np.array([q.kl for q in quality]),
+        kept.sort(key=lambda each: each[0])
+        quality = [Quality.from_json(p["quality"]) for _, p in kept]
+        return Curve(np.array([share for share, _ in kept]), np.array([q.kl for q in quality]),
                      np.array(quality[0].tokens, dtype=float))
 
     def at(self, share: float) -> np.ndarray | None:
@@ -58,9 +71,9 @@ class Curve:
         return None if found is None else ratio_interval(found, self.tokens)
 
 
-def curve(data: Data, model: str, method: str) -> Curve | None:
+def curve(data: Data, model: str, method: str, count: str = "skipped") -> Curve | None:
     """One stored method."""
-    return Curve.of(data[model]["methods"][method])
+    return Curve.of(data[model]["methods"][method], count)
 
 
 def known(data: Data, model: str, methods: Sequence[str]) -> list[str]:
@@ -126,10 +139,36 @@ def counted_rows(data: Data, share: float, methods: Sequence[str] = PUBLISHED) -
             point = nearest(data[model]["methods"][method], share)
             if point is None or "sites" not in point["shares"]:
                 continue
-            counts = point["shares"]
-            sites = float(np.mean(list(counts["sites"].values())))
-            rows.append([short(model), label(method),
-                         *(Number(100 * v, ".0f") for v in (sites, counts["ffn"], counts["linears"], counts["skipped"]))])
+            rows.append([short(model), label(method), *(Number(100 * counted(point["shares"], c), ".0f") for c in COUNTS)])
+    return rows
+
+
+def counted_points(data: Data, methods: Sequence[str], counts: Sequence[str]) -> dict[str, dict[str, dict[str, list]]]:
+    """model -> count -> method -> [(share skipped in that count, KL)]: the same masks, stated in several ways."""
+    def points(model: str, method: str, count: str) -> list[tuple[float, Interval]]:
+        return [(counted(p["shares"], count), Quality.from_json(p["quality"]).divergence())
+                for p in data[model]["methods"][method] if "quality" in p and counted(p["shares"], count) is not None]
+
+    return {model: {count: {method: points(model, method, count) for method in methods} for count in counts} for model in data}
+
+
+def recounted_rows(data: Data, share: float, methods: Sequence[str], base: str = "teal") -> list[list[Any]]:
+    """Model, method; its KL over the base method's (paired over sequences) at the base's masks' share in each count.
+
+    The base skips `share` of all weights; its own masks say what that is in every other count. None where a method does not
+    reach it.
+    """
+    rows = []
+    for model in data:
+        point = nearest(data[model]["methods"][base], share)
+        for method in methods:
+            row: list[Any] = [short(model), label(method)]
+            for count in COUNTS:
+                at = None if point is None else counted(point["shares"], count)
+                own, other = (curve(data, model, m, count) for m in (method, base))
+                kl = None if at is None or own is None or other is None else own.at(at)
+                row.append(None if kl is None else cell(ratio_interval(kl, other.at(at)), ".2f"))
+            rows.append(row)
     return rows
 
 

@@ -41,6 +41,20 @@ def curves(found: Points) -> Figure:
     return figure
 
 
+def counted(found: Mapping[str, Mapping[str, Mapping[str, Sequence]]], names: Mapping[str, str]) -> Figure:
+    """The same masks under several counts: model -> count -> method -> [(share, KL)]; a row a model, a panel a count."""
+    columns = len(next(iter(found.values())))
+    figure, panels = style.figure(len(found), columns, height=2.7, sharey=True, squeeze=False)
+    for row, (model, counts) in zip(panels, found.items(), strict=True):
+        for axes, (count, methods) in zip(row, counts.items(), strict=True):
+            for method, points in methods.items():
+                style.line(axes, method, [100 * s for s, _ in points], [k.value for _, k in points], markersize=4)
+            axes.set(xlabel=f"skipped (% of {names[count]})", yscale="log", title=short(model))
+        row[0].set_ylabel("KL to the dense model\n(nats per token)")
+    _legend(figure, panels)
+    return figure
+
+
 def _legend(figure: Figure, panels) -> None:
     """Every method once, whichever panel has it."""
     known = {}
