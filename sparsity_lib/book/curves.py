@@ -148,7 +148,8 @@ def _comparison(stored: results.Result) -> Found:
     for model in MODELS:
         methods = {name: [(p["quality"], shares) for p in points if "quality" in p and "sites" in (shares := _sited(name, p))]
                    for name, points in stored.data[model]["methods"].items() if name in style.LOOKS}
-        own = {name: [_point(Quality.from_json(quality), shares) for quality, shares in points] for name, points in methods.items()}
+        own = {name: [_point(Quality.from_json(quality), shares) for quality, shares in points]
+               for name, points in methods.items()}
         found[model] = [_curve(name, points, stored.name) for name, points in own.items()
                         if sum(point.skipped > 0 for point in points) > 1]
     return found

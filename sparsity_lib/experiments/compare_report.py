@@ -41,7 +41,7 @@ def counted(shares: Data, count: str) -> float | None:
 
 @dataclass(frozen=True)
 class Curve:
-    """One method on one model: shares skipped in one of the `COUNTS` [points], summed KL [points, sequences], tokens [sequences]."""
+    """One method on one model: shares in one of the `COUNTS` [points], summed KL [points, sequences], tokens [sequences]."""
 
     shares: np.ndarray
     kl: np.ndarray
