@@ -88,6 +88,17 @@ class TestCurves:
         assert [curves.Curve.own(c, p) for c in [found["gemma3-270m"]["cwic stripes"]] for p in c.points] == [0.5, 0.7]
         assert found["gemma3-270m"]["cats neurons"].points[0].kl.value == pytest.approx(0.2)
 
+    def test_the_searchs_choice_has_a_curve_of_its_own(self, checkout):
+        quality = {"nll": [1.0], "kl": [0.1], "agree": [1.0], "tokens": [1]}
+        points = [{"share": share, "quality": quality, "shares": {
+            "skipped": share - 0.01, "rotations_free": share, "sites": {"up_in": share, "head_in": share}}} for share in (0.6, 0.4)]
+        data = {"models": {model: {"held out": {"chosen": {"points": [*points, {"share": 0.9, "reason": "cannot"}]}}}
+                           for model in curves.MODELS}}
+        (checkout / "results" / "compare_search.json").write_text(json.dumps(
+            {"name": "compare_search", "data": data, "manifest": {}}))
+        found = curves.curves.__wrapped__()["gemma3-270m"]["spread head"]
+        assert [p.skipped for p in found.points] == pytest.approx([0.39, 0.59]) and found.result == "compare_search"
+
     def test_without_results_there_is_nothing(self, checkout):
         assert curves.curves.__wrapped__() == {} and speeds.settings.__wrapped__() == {} and speeds.compared.__wrapped__() == {}
 

@@ -185,7 +185,8 @@ def test_what_a_part_needs_no_text_for_is_fitted_once_for_all_densities(model):
 def small_search(bench, monkeypatch):
     """The search with three choices of parts at the blocks, on little text."""
     text = {"tokens": 32, "length": 16, "seed": 1}
-    for name, value in {"FITTED": text, "COSTS": text, "JUDGED": text, "SHARES": (0.3,), "TEXT": {"sequences": 3, "length": 16},
+    for name, value in {"FITTED": text, "COSTS": text, "JUDGED": text, "SHARES": (0.3,), "ALONG": (0.2, 0.3),
+                        "TEXT": {"sequences": 3, "length": 16},
                         "BLOCKS": (compare_search.BLOCKS[0], compare_search.BLOCKS[3], compare_search.BLOCKS[8])}.items():
         monkeypatch.setattr(compare_search, name, value)
     monkeypatch.setattr(compare_search, "bench_for", lambda loaded, name, text: bench)
@@ -207,6 +208,7 @@ def test_the_search_judges_every_candidate_and_tries_the_best_without_its_parts(
     assert len(rows) == 6 + 4 + 3 and all(abs(r["shares"]["skipped"] - 0.3) < 0.05 for r in rows if "quality" in r)
     own = data["models"][common.MODELS[1]]["held out"]
     assert "chosen" in own and len(own) >= 3 and torch.equal(bench.ids, IDS)
+    assert {label: len(each["points"]) for label, each in own.items()} == {label: 1 + (label == "chosen") for label in own}
     assert all(each["candidate"] != data["chosen"] for label, each in own.items() if label != "chosen")
 
 

@@ -115,7 +115,7 @@ def test_no_mix_of_levels_is_cheaper_at_the_same_budget(steps, sizes, share):
 
 
 def test_a_spread_recipe_skips_the_share_it_was_made_for(model):
-    (recipe,) = recipes.spread(model, shares=[0.4], costs={"ids": IDS}, refine=0.1)
+    (recipe,) = recipes.spread(model, shares=[0.4], costs={"ids": IDS}, rotate="ffn", refine=0.1)
     plan = fit(recipe, model, ids=IDS)
     with installed(model, plan):
         counted = account(model, ids=IDS)
@@ -147,7 +147,7 @@ def test_bad_input(model):
         with pytest.raises(SparsityError, match=f"{odd} of the known costs"):
             curves(plan, model, **{"ids": IDS, "known": known, **options})
     with pytest.raises(SparsityError, match="rules at the blocks"):
-        curves(fit(recipes.combined(0.5, head="dense"), model, ids=IDS), model, ids=IDS, known=known)
+        curves(fit(recipes.combined(0.5, rotate="ffn", head="dense"), model, ids=IDS), model, ids=IDS, known=known)
     found = made({"0.qkv_in": (0.0, 1.0)}, {"0.qkv_in": 10}, total=20)
     with pytest.raises(SparsityError, match="at most 0.400"):
         found.at(0.5)

@@ -18,7 +18,8 @@ from sparsity_lib.experiments.claws_report import short
 
 MODEL = "smollm2-135m-instruct"
 #: Curves of the left panel, by the names of `book.curves`.
-SHOWN = ("random neurons", "cats neurons", "claws neurons", "scap ffn", "teal_greedy inputs", "larosa inputs")
+SHOWN = ("random neurons", "cats neurons", "claws neurons", "scap ffn", "teal_greedy inputs", "larosa inputs",
+         "teal_head head", "spread head")
 MARKS = {"smollm2-135m-instruct": ("o", style.BLUE), "gemma3-270m": ("s", style.GREEN), "Llama-3.2-1B": ("^", style.ORANGE),
          "Llama-3.2-3B": ("D", style.PURPLE)}
 

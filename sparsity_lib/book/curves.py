@@ -155,6 +155,15 @@ def _comparison(stored: results.Result) -> Found:
     return found
 
 
+def _search(stored: results.Result) -> Found:
+    """The combination of parts that the search chose, on text that it has not seen."""
+    def points(found: Mapping[str, Any]) -> list[Point]:
+        return [_point(Quality.from_json(p["quality"]), p["shares"]) for p in found["points"] if "quality" in p]
+
+    data = stored.data["models"]
+    return {model: [_curve("spread", points(data[model]["held out"]["chosen"]), stored.name)] for model in MODELS}
+
+
 def _sited(method: str, point: Mapping[str, Any]) -> Mapping[str, Any]:
     """A point's shares; trained thresholds differ from stripe to stripe of outputs, so theirs is that of weights."""
     shares = point.get("shares", {})
@@ -164,6 +173,7 @@ def _sited(method: str, point: Mapping[str, Any]) -> Mapping[str, Any]:
 #: Stored result -> how to read its curves. A later one takes the place of an earlier one's curve of the same name.
 SOURCES: dict[str, Callable[[results.Result], Found]] = {
     "claws_sweep": _sweep, "teal_allocation": _teal, "scap_grid": _scap, "compare_quality": _comparison,
+    "compare_search": _search,
 }
 
 

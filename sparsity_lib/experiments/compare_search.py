@@ -24,6 +24,8 @@ from sparsity_lib.sensitivity import Curves, curves
 from sparsity_lib.sites import find_sites
 
 SHARES = (0.4, 0.5, 0.6)
+#: Where the candidate that was chosen is measured on evaluation text: as far as every method is.
+ALONG = (0.1, 0.2, 0.3, *SHARES, 0.7)
 #: All of it calibration text, in orders of its own: statistics, costs of dropping, and what candidates are judged by.
 FITTED = {"tokens": 4096, "length": 512, "seed": 0}
 COSTS = {"tokens": 1024, "length": 256, "seed": 9}
@@ -59,7 +61,8 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
         data[name] |= tried(checkpoint, name, best)
     return {"chosen": best, "models": data}, {
         "blocks": BLOCKS, "heads": HEADS, "allocations": ALLOCATIONS, "shares": SHARES, "fitted": FITTED, "costs": COSTS,
-        "judged": JUDGED, "text": TEXT, "every": EVERY, "dtype": DTYPE, "calibration": common.CALIBRATION}, [0, 5, 9]
+        "judged": JUDGED, "along": ALONG, "text": TEXT, "every": EVERY, "dtype": DTYPE,
+        "calibration": common.CALIBRATION}, [0, 5, 9]
 
 
 def searched(checkpoint, name: str) -> list[dict[str, Any]]:
@@ -79,8 +82,9 @@ def tried(checkpoint, name: str, best: Candidate) -> dict[str, Any]:
     loaded: dict[str, Bench] = {}
     data: dict[str, Any] = {"held out": {}}
     for label, candidate in {"chosen": best, **ablations(best)}.items():
-        params = {"model": name, "candidate": candidate, "shares": SHARES, "costs": COSTS, "text": TEXT, "every": EVERY[name],
-                  "head_every": HEAD_EVERY[name], "calibration": common.CALIBRATION, "dtype": DTYPE}
+        params = {"model": name, "candidate": candidate, "shares": ALONG if label == "chosen" else SHARES, "costs": COSTS,
+                  "text": TEXT, "every": EVERY[name], "head_every": HEAD_EVERY[name], "calibration": common.CALIBRATION,
+                  "dtype": DTYPE}
         found = checkpoint.item(params, partial(held_out, loaded, params))
         data["held out"][label] = {"candidate": candidate, "points": found["points"]}
         data.update(dense=found["dense"], ids=found["ids"])

@@ -1,4 +1,4 @@
-"""What this book's search found: LaRoSA's rotation, a head that is read twice, and one budget for all sites of all layers."""
+"""What this book's search found: one budget for all sites of all layers, and a head that is read twice, its inputs rotated."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ REFINE = 0.02
 
 
 def combined(
-    density: float = 0.5, *, rotate: str = "ffn", score: str = "magnitude", repair: str = "none", head: str = "refined",
+    density: float = 0.5, *, rotate: str = "head", score: str = "magnitude", repair: str = "none", head: str = "refined",
     refine: float = REFINE,
 ) -> Recipe:
-    """One density and one score for all sites; `rotate` is a key of `ROTATED`.
+    """One density and one score for all sites; `rotate` is a key of `ROTATED`. The search chose the defaults.
 
     Raises
     ------
