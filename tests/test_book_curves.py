@@ -90,8 +90,9 @@ class TestCurves:
 
     def test_the_searchs_choice_has_a_curve_of_its_own(self, checkout):
         quality = {"nll": [1.0], "kl": [0.1], "agree": [1.0], "tokens": [1]}
-        points = [{"share": share, "quality": quality, "shares": {
-            "skipped": share - 0.01, "rotations_free": share, "sites": {"up_in": share, "head_in": share}}} for share in (0.6, 0.4)]
+        points = [{"share": share, "quality": quality,
+                   "shares": {"skipped": share - 0.01, "rotations_free": share, "sites": {"up_in": share, "head_in": share}}}
+                  for share in (0.6, 0.4)]
         data = {"models": {model: {"held out": {"chosen": {"points": [*points, {"share": 0.9, "reason": "cannot"}]}}}
                            for model in curves.MODELS}}
         (checkout / "results" / "compare_search.json").write_text(json.dumps(
