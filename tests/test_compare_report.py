@@ -107,6 +107,17 @@ def test_what_the_search_gains_is_a_paired_ratio():
     assert found[0][0] == search_report.named(BEST) and found[1][2] is None
 
 
+def test_the_choice_stands_beside_methods_and_shows_where_its_budget_went():
+    found = search_report.against(SEARCH, QUALITY, ("teal_head",))[MODEL]
+    assert list(found) == ["teal_head", "spread"] and [x for x, _ in found["spread"]] == list(SHARES)
+    assert search_report.allocated(SEARCH, 0.2) == {}, "one density for all"
+    densities = {"up_in": [0.5, 0.7], "head_in": [1.0, 0.1]}
+    points = [{**point(0.2, 0.1), "recipe": {"allocation": densities}}, {"share": 0.3, "reason": "no"}]
+    spread = {"models": {MODEL: {"held out": {"chosen": {"points": points}}}}}
+    assert search_report.allocated(spread, 0.2) == {MODEL: densities} and search_report.allocated(spread, 0.3) == {}
+    assert figures.allocation(search_report.allocated(spread, 0.2)) is not None
+
+
 def speed_row(method, share, ratio, token_share=1.0):
     ratios = [ratio * (1 + 0.001 * (i % 3 - 1)) for i in range(9)]
     return {"method": method, "share": share, "skipped": share, "ratio": ratio, "ratios": ratios, "dense": 0.01,

@@ -11,7 +11,7 @@ from sparsity_lib.evaluate.bootstrap import Interval, median_interval, ratio_int
 from sparsity_lib.evaluate.quality import Quality
 from sparsity_lib.experiments import compare_granular
 from sparsity_lib.experiments.claws_report import cell, label, short
-from sparsity_lib.experiments.compare_report import SINGLE, at_share, best_single, curve
+from sparsity_lib.experiments.compare_report import SINGLE, at_share, best_single, curve, quality_points
 from sparsity_lib.report import Number
 from sparsity_lib.verdicts import Verdict, effect, kept
 
@@ -52,6 +52,26 @@ def held_out(data: Data, model: str, part: str, share: float) -> Quality | None:
     rows = data["models"][model]["held out"][part]["points"]
     found = next((row for row in rows if abs(row["share"] - share) < 1e-9 and "quality" in row), None)
     return None if found is None else Quality.from_json(found["quality"])
+
+
+def against(search: Data, quality: Data, methods: Sequence[str]) -> dict[str, dict[str, list[tuple[float, Interval]]]]:
+    """model -> method -> [(share skipped, KL)], the chosen candidate, "spread", last: what `figures.compare.curves` draws."""
+    found = quality_points(quality, methods)
+    for model in found:
+        points = search["models"][model]["held out"]["chosen"]["points"]
+        found[model]["spread"] = [(p["shares"]["skipped"], Quality.from_json(p["quality"]).divergence())
+                                  for p in points if "quality" in p]
+    return found
+
+
+def allocated(search: Data, share: float) -> dict[str, dict[str, list[float]]]:
+    """model -> kind of site -> share of inputs kept by layer, as the chosen candidate's budget was spent at a share."""
+    found = {}
+    for model, each in search["models"].items():
+        point = next((p for p in each["held out"]["chosen"]["points"] if abs(p["share"] - share) < 1e-9), None)
+        if point is not None and point.get("recipe", {}).get("allocation"):
+            found[model] = point["recipe"]["allocation"]
+    return found
 
 
 def over_best(
