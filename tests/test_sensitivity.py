@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -122,6 +123,15 @@ def test_a_spread_recipe_skips_the_share_it_was_made_for(model):
     rotations = counted.transform_weights / counted.dense_weights
     assert rotations > 0.1 and counted.skipped - rotations == pytest.approx(0.4, abs=0.02) and recipe.allocation is not None
     assert len(set(recipe.allocation.densities["down_in"])) > 1 and Recipe.from_json(recipe.dumps()) == recipe
+
+
+def test_a_spread_recipes_statistics_have_a_text_of_their_own(model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys.modules["sparsity_lib.fit"], "fit",
+                        lambda *given, **options: seen.append(options["ids"]) or fit(*given, **options))
+    for calibration, wanted in ((None, IDS), ({"ids": IDS[:1]}, IDS[:1])):
+        recipes.spread(model, shares=[0.3], costs={"ids": IDS}, calibration=calibration, refine=0.1)
+        assert torch.equal(seen[-1], wanted)
 
 
 def test_known_blocks_are_not_measured_again(model):

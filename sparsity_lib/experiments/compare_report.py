@@ -89,25 +89,27 @@ def quality_points(data: Data, methods: Sequence[str]) -> dict[str, dict[str, li
 
 
 def quality_rows(data: Data, shares: Sequence[float], methods: Sequence[str] = LISTED) -> list[list[Any]]:
-    """Model, method; KL at each share, None where the method cannot reach it."""
+    """Model, method; KL at each share without its interval, None where the method cannot reach it."""
     rows = []
     for model in data:
         for method in known(data, model, methods):
             own = curve(data, model, method)
             found = [None if own is None else own.kl_at(share) for share in shares]
-            rows.append([short(model), label(method), *(None if kl is None else cell(kl, ".3f") for kl in found)])
+            cells = [None if kl is None else Number(kl.value, ".3f", rtol=0.05) for kl in found]
+            rows.append([short(model), label(method), *cells])
     return rows
 
 
 def reach_rows(data: Data, methods: Sequence[str] = LISTED) -> list[list[Any]]:
-    """Model, method, the largest share asked for that it reaches (%), and why it ends there."""
+    """Model, method, the largest share asked for that it reaches (%), and why it ends there: of those that do not reach all."""
     rows = []
     for model in data:
         for method in known(data, model, methods):
             found = data[model]["methods"][method]
             reached = [100 * p["share"] for p in found if "quality" in p]
             reason = next((p["reason"] for p in found if "reason" in p), None)
-            rows.append([short(model), label(method), Number(max(reached, default=0.0), ".0f"), reason])
+            if reason is not None:
+                rows.append([short(model), label(method), Number(max(reached, default=0.0), ".0f"), reason])
     return rows
 
 
@@ -117,7 +119,8 @@ def nearest(found: Sequence[Data], share: float) -> Data | None:
 
 
 def extra_rows(data: Data, share: float, methods: Sequence[str] = LISTED) -> list[list[Any]]:
-    """Model, method; memory and operations that it adds, in percent of the dense model's, at a share (or its largest)."""
+    """Model, method; at a share (or its largest) the memory and operations that it adds, and those of these that choose, in
+    percent of the dense model's."""
     rows = []
     for model in data:
         for method in known(data, model, methods):
@@ -127,7 +130,8 @@ def extra_rows(data: Data, share: float, methods: Sequence[str] = LISTED) -> lis
                 continue
             extra = Overheads.from_json(point["shares"]["extra"])
             rows.append([short(model), label(method), Number(100 * point["shares"]["skipped"], ".0f"),
-                         Number(100 * extra.memory, ".2f"), Number(100 * extra.operations, ".2f"), extra.choosing])
+                         Number(100 * extra.memory, ".2f"), Number(100 * extra.operations, ".2f"),
+                         Number(100 * extra.choosing / extra.dense_operations, ".2f")])
     return rows
 
 

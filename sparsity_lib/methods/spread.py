@@ -58,7 +58,10 @@ def combined(
     return Recipe("combined " + ", ".join(words), tuple(rules))
 
 
-def spread(model: nn.Module, tokenizer=None, *, shares: Sequence[float], costs: dict | None = None, **options) -> list[Recipe]:
+def spread(
+    model: nn.Module, tokenizer=None, *, shares: Sequence[float], costs: dict | None = None, calibration: dict | None = None,
+    **options,
+) -> list[Recipe]:
     """Recipes that leave each of `shares` of all weights unread, the budget shared by what every site costs.
 
     Of all weights, the head's included, and with what repairs and rotations read.
@@ -67,7 +70,7 @@ def spread(model: nn.Module, tokenizer=None, *, shares: Sequence[float], costs: 
         plans = fit_many(recipes, model, tokenizer)
 
     `options` are those of `combined`; `costs` those of `sensitivity.curves` (its text). The statistics that the costs need
-    are fitted first, on `fit`'s default text or `costs`' own ids.
+    are fitted first: `calibration` has that text as `fit` takes it, by default `fit`'s own, or `costs`' ids, source and seed.
 
     Raises
     ------
@@ -78,7 +81,7 @@ def spread(model: nn.Module, tokenizer=None, *, shares: Sequence[float], costs: 
     from sparsity_lib.sensitivity import curves
 
     costs = dict(costs or {})
-    text = {key: costs[key] for key in ("ids", "source", "seed") if key in costs}
+    text = {**{key: costs[key] for key in ("ids", "source", "seed") if key in costs}, **(calibration or {})}
     plan = fit(combined(0.5, **options), model, tokenizer, **text)
     found = curves(plan, model, tokenizer, **costs)
     return [found.allocate(share) for share in shares]
