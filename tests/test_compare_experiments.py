@@ -286,10 +286,11 @@ def test_tasks_are_scored_for_the_dense_model_and_every_method(bench, monkeypatc
     checkpoint = Checkpoint()
     data, params, _ = compare_tasks.run(checkpoint)
     rows = data[common.MODELS[0]]
-    assert [r["method"] for r in rows] == ["dense", "cats", "cats", "spread", "spread", "cwic", "cwic"]
-    assert params["candidate"] == BEST
+    assert [r["method"] for r in rows] == ["dense", "cats", "cats", "spread", "spread", "cwic", "cwic", *["spread"] * 2]
+    assert params["candidate"] == BEST and [r.get("part") for r in rows[-3:]] == [None, *compare_tasks.WITHOUT]
     assert "reason" in rows[2] and rows[3]["skipped"] == pytest.approx(0.2, abs=0.04)
-    assert len(fits) == len(common.MODELS) and checkpoint.seen[-1]["candidate"] == BEST  # both shares from one fit
+    assert len(fits) == 3 * len(common.MODELS)  # both shares of the candidate from one fit, and one for each part left out
+    assert [p["candidate"]["head"] for p in checkpoint.seen if "candidate" in p][-3:] == ["refined", "inputs", "dense"]
 
 
 def test_tasks_and_speed_wait_for_the_search(monkeypatch):

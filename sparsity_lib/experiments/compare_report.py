@@ -225,8 +225,9 @@ def protocol_rows(data: Data, effect: str) -> list[list[Any]]:
 
 
 def at_share(row: Data) -> str:
-    """A method and the share that it was asked for."""
-    return label(row["method"]) + (f", {100 * row['share']:.0f}%" if row["share"] else "")
+    """A method, a part that it was left without, and the share that it was asked for."""
+    words = [label(row["method"]), *([row["part"]] if "part" in row else [])]
+    return ", ".join([*words, *([f"{100 * row['share']:.0f}%"] if row["share"] else [])])
 
 
 def nine(found: Data) -> BenchmarkResult:

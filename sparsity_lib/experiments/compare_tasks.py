@@ -9,7 +9,7 @@ from typing import Any
 from sparsity_lib.evaluate.benchmarks import run_benchmarks
 from sparsity_lib.experiments import common, compare_granular
 from sparsity_lib.experiments.compare_common import DTYPE, Bench, Point, bench_for
-from sparsity_lib.experiments.compare_search import COSTS, HEAD_EVERY, candidate_points, current
+from sparsity_lib.experiments.compare_search import COSTS, HEAD_EVERY, ablations, candidate_points, current
 from sparsity_lib.experiments.scap_grid import TEXT
 
 #: The seven of SCAP's tables, OpenBookQA and MMLU; documents a task, and a subject of MMLU.
@@ -17,6 +17,8 @@ TASKS = {"scap7": 60, "openbookqa": 60, "mmlu": 1}
 METHODS = ("cats", "claws", "teal", "larosa", "wina", "nm", "wanda", "larosa_head", "spread")
 #: By model: what a method without the head can reach, and what only those with it do.
 SHARES = {"smollm2-135m-instruct": (0.2, 0.4), "gemma3-270m": (0.15, 0.4)}
+#: Tasks score words that a model finds unlikely, so what is done at the head is tried apart: without parts of the candidate.
+WITHOUT = ("without refined words", "without the head")
 
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
@@ -33,8 +35,23 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
             found = checkpoint.item(params, partial(_score, loaded, params))
             data.setdefault(name, []).append({"method": method, "share": share, **found})
             print(f"{name} {method} {share} {found.get('reason', 'done')}", flush=True)
+        data[name] += _without(checkpoint, name, loaded, candidate)
     return data, {"tasks": TASKS, "methods": METHODS, "shares": SHARES, "dtype": DTYPE, "costs": COSTS,
                   "candidate": candidate, "calibration": common.CALIBRATION}, [0]
+
+
+def _without(checkpoint, name: str, loaded: dict[str, Bench], candidate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The candidate without some of its parts, at the larger share."""
+    rows, others = [], ablations(candidate)
+    for part in WITHOUT:
+        if part in others:
+            share = SHARES[name][-1]
+            params = {"model": name, "method": "spread", "share": share, "tasks": TASKS, "dtype": DTYPE, "costs": COSTS,
+                      "calibration": common.CALIBRATION, "head_every": HEAD_EVERY[name], "candidate": others[part]}
+            found = checkpoint.item(params, partial(_score, loaded, params))
+            rows.append({"method": "spread", "part": part, "share": share, **found})
+            print(f"{name} {part} {found.get('reason', 'done')}", flush=True)
+    return rows
 
 
 def point_of(bench: Bench, params: Mapping[str, Any], share: float, shares: Sequence[float]) -> Point:
