@@ -21,7 +21,7 @@ from sparsity_lib.parts.scores import Relative
 
 METHODS = ("cats", "claws", "gaussian", "griffin", "scap", "teal", "inputs_topk", "gaussian_inputs", "larosa", "wina", "rsparse",
            "nm", "wanda", "teal_head", "wina_head", "larosa_head", "spread")
-SHARES = {"smollm2-135m-instruct": (0.2, 0.4, 0.6), "gemma3-270m": (0.15, 0.4, 0.6)}
+SHARES = {"smollm2-135m-instruct": (0.2, 0.4, 0.5, 0.6), "gemma3-270m": (0.15, 0.4, 0.5, 0.6)}
 #: Text: tokens of the prompt, and of its continuation, one a round.
 PROMPT, TOKENS = 128, 40
 WARMUP = 2
