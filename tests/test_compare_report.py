@@ -150,6 +150,9 @@ def test_protocol_rows_are_over_the_first_setting():
     data = {MODEL: {"teal": {"text": rows("source", [("", 0.1), ("squad", 0.2)])}}}
     found = report.protocol_rows(data, "text")
     assert [r[1] for r in found] == ["TEAL, all sources", "TEAL, squad"] and found[1][4].value == pytest.approx(2)
+    assert report.protocol_ratio(data, MODEL, "teal", "text", "squad").value == pytest.approx(2)
+    more = {MODEL: {**data[MODEL], "cats": {"text": rows("source", [("", 0.1), ("squad", 0.12), ("drop", 0.02)])}, "wina": {}}}
+    assert report.largest_change(more, "text")[:3] == (MODEL, "cats", "drop")
     assert report.change_name({"token_share": 0.1}) == "10% of tokens"
     assert report.change_name({"calibration": {"tokens": 512, "length": 64}}) == "512 tokens, 64 a sequence"
     assert figures.effects(report.protocol_points(data, "text")) is not None and not report.protocol_rows(data, "seed")

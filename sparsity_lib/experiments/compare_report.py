@@ -224,6 +224,22 @@ def protocol_rows(data: Data, effect: str) -> list[list[Any]]:
     return rows
 
 
+def protocol_ratio(data: Data, model: str, method: str, effect: str, change: str) -> Interval:
+    """KL with one thing changed, by the name that `change_name` gives it, over the first setting's; paired over sequences."""
+    rows = data[model][method][effect]
+    row = next(row for row in rows if change_name(row["change"]) == change)
+    own, base = (Quality.from_json(each["quality"]) for each in (row, rows[0]))
+    return ratio_interval(own.kl, base.kl)
+
+
+def largest_change(data: Data, effect: str) -> tuple[str, str, str, Interval]:
+    """Model, method, change and ratio where an effect moves KL furthest, up or down."""
+    found = [(model, method, name, protocol_ratio(data, model, method, effect, name))
+             for model, methods in data.items() for method, effects in methods.items() if effect in effects
+             for name in map(change_name, (row["change"] for row in effects[effect][1:]))]
+    return max(found, key=lambda each: abs(np.log(each[-1].value)))
+
+
 def at_share(row: Data) -> str:
     """A method, a part that it was left without, and the share that it was asked for."""
     words = [label(row["method"]), *([row["part"]] if "part" in row else [])]
