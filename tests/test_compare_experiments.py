@@ -15,6 +15,7 @@ from sparsity_lib.experiments import (
     compare_search,
     compare_speed,
     compare_tasks,
+    compare_tasks_many,
 )
 from sparsity_lib.experiments.compare_common import EVERY_METHOD, Bench, density_at, maker
 from sparsity_lib.ops import library
@@ -293,8 +294,24 @@ def test_tasks_are_scored_for_the_dense_model_and_every_method(bench, monkeypatc
     assert [p["candidate"]["head"] for p in checkpoint.seen if "candidate" in p][-3:] == ["refined", "inputs", "dense"]
 
 
+def test_many_documents_are_scored_for_the_best_of_each_kind(bench, monkeypatch):
+    monkeypatch.setattr(compare_tasks, "bench_for", lambda loaded, name, text: bench)
+    asked = []
+    monkeypatch.setattr(compare_tasks, "run_benchmarks", lambda *a, **k: asked.append((a[2], k["limit"])) or type(
+        "R", (), {"to_dict": lambda self: {"n": 1}})())
+    for name, value in {"COSTS": {"tokens": 32, "length": 16, "seed": 1}, "METHODS": ("dense", "cats", "wina_head"),
+                        "current": lambda: dict(BEST)}.items():
+        monkeypatch.setattr(compare_tasks_many, name, value)
+    data, params, _ = compare_tasks_many.run(Checkpoint())
+    rows = data[common.MODELS[0]]
+    assert [(r["method"], r.get("part")) for r in rows] == [
+        ("dense", None), ("cats", None), ("wina_head", None), ("spread", None), ("spread", "without refined words")]
+    assert "reason" in rows[1] and rows[2]["skipped"] == pytest.approx(0.4, abs=0.04) and params["candidate"] == BEST
+    assert set(asked) == {("scap7", 420)} and len(asked) == 4 * len(common.MODELS)
+
+
 def test_tasks_and_speed_wait_for_the_search(monkeypatch):
     monkeypatch.setattr(compare_search.results, "load", lambda name: (_ for _ in ()).throw(SparsityError(f"no result {name}")))
-    for experiment in (compare_tasks, compare_speed):
+    for experiment in (compare_tasks, compare_tasks_many, compare_speed):
         with pytest.raises(SparsityError, match="no result compare_search"):
             experiment.run(Checkpoint())

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from sparsity_lib.evaluate.bench_result import BenchmarkResult
 from sparsity_lib.evaluate.bootstrap import Interval, median_interval, ratio_interval, resample
 from sparsity_lib.evaluate.quality import Quality
 from sparsity_lib.experiments import compare_granular
-from sparsity_lib.experiments.claws_report import cell, label, short
+from sparsity_lib.experiments.claws_report import cell, label, points, short
 from sparsity_lib.experiments.compare_report import SINGLE, at_share, best_single, curve, quality_points
 from sparsity_lib.report import Number
 from sparsity_lib.verdicts import Verdict, effect, kept
@@ -124,6 +125,20 @@ def speed_rows(speed: Data) -> list[list[Any]]:
             predicted = row["bytes"]["dense"] / row["bytes"]["sparse"]
             rows.append([*start, Number(100 * row["skipped"], ".0f"), Number(1 / row["sparse"], ".0f", rtol=0.3),
                          cell(median_interval(row["ratios"]), ".2f", rtol=0.2), Number(predicted, ".2f"), None])
+    return rows
+
+
+def many_rows(data: Data, group: str = "scap7") -> list[list[Any]]:
+    """Model, method; mean of the group (%), minus dense, and the search's candidate minus it, both paired (points)."""
+    rows = []
+    for model, found in data.items():
+        results = {at_share(row): BenchmarkResult.from_dict(row["results"][group]) for row in found if "results" in row}
+        dense = results[at_share(found[0])]
+        own = next((results[at_share(r)] for r in found if r["method"] == "spread" and "part" not in r and "results" in r), None)
+        for name, each in results.items():
+            ahead = None if own is None or each in (own, dense) else points(own, each, group)
+            gap = None if each is dense else points(each, dense, group)
+            rows.append([short(model), name, Number(100 * each.score(group).mean, ".1f"), gap, ahead])
     return rows
 
 

@@ -32,7 +32,7 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
             searched = {"costs": COSTS, "head_every": HEAD_EVERY[name], "candidate": candidate} if method == "spread" else {}
             params = {"model": name, "method": method, "share": share, "tasks": TASKS, "dtype": DTYPE,
                       "calibration": common.CALIBRATION, **searched}
-            found = checkpoint.item(params, partial(_score, loaded, params))
+            found = checkpoint.item(params, partial(score, loaded, params))
             data.setdefault(name, []).append({"method": method, "share": share, **found})
             print(f"{name} {method} {share} {found.get('reason', 'done')}", flush=True)
         data[name] += _without(checkpoint, name, loaded, candidate)
@@ -48,7 +48,7 @@ def _without(checkpoint, name: str, loaded: dict[str, Bench], candidate: Mapping
             share = SHARES[name][-1]
             params = {"model": name, "method": "spread", "share": share, "tasks": TASKS, "dtype": DTYPE, "costs": COSTS,
                       "calibration": common.CALIBRATION, "head_every": HEAD_EVERY[name], "candidate": others[part]}
-            found = checkpoint.item(params, partial(_score, loaded, params))
+            found = checkpoint.item(params, partial(score, loaded, params))
             rows.append({"method": "spread", "part": part, "share": share, **found})
             print(f"{name} {part} {found.get('reason', 'done')}", flush=True)
     return rows
@@ -66,7 +66,8 @@ def point_of(bench: Bench, params: Mapping[str, Any], share: float, shares: Sequ
     return bench.once([method, candidate, shares, params["calibration"]], points)[list(shares).index(share)]
 
 
-def _score(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
+def score(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
+    """One item: outcomes by task, and the share skipped; or the reason why a method cannot skip as much."""
     bench = bench_for(loaded, params["model"], TEXT)
 
     def results() -> dict[str, Any]:
