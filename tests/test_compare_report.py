@@ -185,14 +185,15 @@ def test_many_documents_set_the_choice_beside_each():
     def run(right):
         return {"scap7": BenchmarkResult({n: task(n, right) for n in resolve("scap7")}, None, 0, "prefix", 1.0, "0").to_dict()}
 
-    data = {MODEL: [{"method": "dense", "share": 0.0, "results": run([1, 1, 1, 0])}, {"method": "cats", "share": 0.4, "reason": "no"},
+    data = {MODEL: [{"method": "dense", "share": 0.0, "results": run([1, 1, 1, 0])},
+                    {"method": "cats", "share": 0.4, "reason": "no"},
                     {"method": "teal", "share": 0.4, "results": run([1, 0, 0, 0])},
                     {"method": "spread", "share": 0.4, "results": run([1, 1, 0, 0])},
                     {"method": "spread", "part": "without x", "share": 0.4, "results": run([0, 0, 0, 0])}]}
     rows = search_report.many_rows(data)
     assert [r[1] for r in rows] == ["dense", "TEAL, 40%", "this book's search, 40%", "this book's search, without x, 40%"]
-    assert [c and c.value for c in (r[3] for r in rows)] == [None, -50, -25, -75]
-    assert [c and c.value for c in (r[4] for r in rows)] == [None, 25, None, 50]
+    assert [c and round(c.value) for c in (r[3] for r in rows)] == [None, -50, -25, -75]
+    assert [c and round(c.value) for c in (r[4] for r in rows)] == [None, 25, None, 50]
 
 
 def test_figures_are_drawn():
