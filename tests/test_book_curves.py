@@ -1,5 +1,6 @@
 """Curves, speeds, the choice of a method and the explorer's data."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -53,16 +54,20 @@ class TestCurves:
                 assert all(p.kl.low <= p.kl.value <= p.kl.high and 0 < c.own(p) < 1 for p in c.points)
 
     def test_what_rotations_read_is_taken_off(self):
-        data = results.load("claws_sweep").data
-        for model, found in curves.curves().items():
+        stored = results.load("claws_sweep")
+        data = stored.data
+        for model, own in curves._sweep(stored).items():
+            found = {c.name: c for c in own}
             shares = data[model]["larosa"]["shares"].values()
             charged = sorted(s["skipped"] - s["transform_weights"] / s["dense_weights"] for s in shares)
             assert [p.skipped for p in found["larosa inputs"].points] == pytest.approx([c for c in charged if c > 0])
             assert all(s["transform_weights"] > 0.04 * s["dense_weights"] for s in shares)
 
     def test_scaps_front_is_not_beaten_by_any_of_its_settings(self):
-        data = results.load("scap_grid").data
-        for model, found in curves.curves().items():
+        stored = results.load("scap_grid")
+        data = stored.data
+        for model, fronts in curves._scap(stored).items():
+            found = {c.name: c for c in fronts}
             own = [p for p in data[model]["points"] if p["method"] == "scap"]
             for p in found["scap ffn"].points:
                 for other in own:  # the slow way
@@ -140,6 +145,12 @@ class TestChoose:
         assert [c.method for c, _ in choose.ranked("m", 0.1)] == ["teal", "larosa", "cats"]
         assert [c.method for c, _ in choose.level(choose.ranked("m", 0.1))] == ["teal", "larosa"]
         assert [c.method for c, _ in choose.ranked("m", 0.4)] == ["teal", "cats"] and choose.ranked("m", 0.6) == []
+        assert choose.ranked("m", 0.504)[0][1].kl == choose.ranked("m", 0.5)[0][1].kl and choose.ranked("m", 0.506) == []
+
+    def test_what_was_measured_apart_is_not_ranked_beside_what_was_measured_together(self, made):
+        choose.curves()["m"] |= {name: dataclasses.replace(choose.curves()["m"][name], result="compare_quality")
+                                 for name in ("larosa inputs", "cats neurons")}
+        assert [c.method for c, _ in choose.ranked("m", 0.1)] == ["larosa", "cats"]
 
     def test_the_table_names_who_is_level_and_how_far_the_next_is(self, made):
         rows = [line for line in choose.ranking().splitlines() if line.startswith("| m ")]

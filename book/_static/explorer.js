@@ -217,5 +217,5 @@
   $("chart").addEventListener("pointerdown", pick);
   $("chart").addEventListener("pointermove", (event) => { if (event.buttons) pick(event); });
   PHONE.addEventListener("change", update);
-  refill("larosa inputs");
+  refill("spread head" in curves() ? "spread head" : "larosa inputs");
 })();

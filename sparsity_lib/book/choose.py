@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsity_lib.book.curves import BOUNDS, PARTS, TRAINED, Curve, Point, curves
+from sparsity_lib.book.curves import BOUNDS, PARTS, TOGETHER, TRAINED, Curve, Point, curves
 from sparsity_lib.book.markdown import listed, table
 from sparsity_lib.book.speeds import speed
 from sparsity_lib.claims import page
@@ -15,6 +15,8 @@ SHARES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40, 0.50)
 STRETCH = 0.03
 #: Shares are tried a hundredth apart; neighbours are no further from each other than this.
 STEP = 0.015
+#: Shares that were asked for are met about as closely as this.
+SLACK = 0.005
 LEFT_OUT = (*BOUNDS, *TRAINED)
 CAPTION = (
     "Who stays closest to the dense model at a share of all weights skipped, by the stored runs. Where several are named, their "
@@ -25,9 +27,17 @@ Ranked = list[tuple[Curve, Point]]
 
 def ranked(model: str, skipped: float) -> Ranked:
     """Methods that were measured around a share of weights skipped, from the least KL on; without bounds and what was trained."""
-    found = [(curve, point) for curve in curves()[model].values() if curve.method not in LEFT_OUT and curve.sites not in PARTS
-             and (point := curve.at(skipped)) is not None]
+    known = list(curves()[model].values())
+    alike = [curve for curve in known if curve.result in TOGETHER] or known
+    found = [(curve, point) for curve in alike if curve.method not in LEFT_OUT and curve.sites not in PARTS
+             and (point := _read(curve, skipped)) is not None]
     return sorted(found, key=lambda pair: pair[1].kl.value)
+
+
+def _read(curve: Curve, skipped: float) -> Point | None:
+    """A curve at a share, or at its end where that is no further away than `SLACK`."""
+    near = min(max(skipped, curve.points[0].skipped), curve.points[-1].skipped)
+    return curve.at(near) if abs(near - skipped) <= SLACK else None
 
 
 def level(found: Ranked) -> Ranked:

@@ -30,6 +30,8 @@ SITES = {
 _OF_KINDS = {"neurons": {"gate"}, "up": {"up_in"}, "down": {"down_in"}, "ffn": {"up_in", "down_in"}, "stripes": {"stripes"}}
 #: SCAP's two groups: parts of what it drops, which the explorer shows and the choice does not rank.
 PARTS = ("up", "down")
+#: Results of one protocol, shares and text the same for every method: where there are such curves, only they are ranked.
+TOGETHER = ("compare_quality", "compare_search")
 #: A kind of site at which less than this share is dropped is not one of the method's.
 LEAST = 0.01
 
