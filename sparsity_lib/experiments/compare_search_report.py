@@ -114,18 +114,23 @@ def ablation_rows(search: Data, shares: Sequence[float]) -> list[list[Any]]:
 
 
 def speed_rows(speed: Data) -> list[list[Any]]:
-    """Model, method and share; weights skipped (%), tokens a second, times dense, what the bytes predict; or the reason."""
+    """Model, method and share; weights skipped (%), tokens a second, times dense, what the bytes predict: of what was run."""
     rows = []
     for model, found in speed.items():
         for row in found:
-            start = [short(model), at_share(row)]
-            if "ratio" not in row:
-                rows.append([*start, None, None, None, None, row["reason"]])
-                continue
-            predicted = row["bytes"]["dense"] / row["bytes"]["sparse"]
-            rows.append([*start, Number(100 * row["skipped"], ".0f"), Number(1 / row["sparse"], ".0f", rtol=0.3),
-                         cell(median_interval(row["ratios"]), ".2f", rtol=0.2), Number(predicted, ".2f"), None])
+            if "ratio" in row:
+                predicted = row["bytes"]["dense"] / row["bytes"]["sparse"]
+                rows.append([short(model), at_share(row), Number(100 * row["skipped"], ".0f"),
+                             Number(1 / row["sparse"], ".0f", rtol=0.3),
+                             cell(median_interval(row["ratios"]), ".2f", rtol=0.2), Number(predicted, ".2f")])
     return rows
+
+
+def not_run_rows(speed: Data) -> list[list[Any]]:
+    """Methods that the decoder cannot run at any share, and why not at the least."""
+    ran = {row["method"] for found in speed.values() for row in found if "ratio" in row}
+    reasons = {row["method"]: row["reason"] for found in speed.values() for row in reversed(found) if row["method"] not in ran}
+    return [[label(method), reasons[method]] for method in sorted(reasons)]
 
 
 def many_rows(data: Data, group: str = "scap7") -> list[list[Any]]:
