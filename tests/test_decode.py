@@ -109,6 +109,18 @@ def test_heads_that_skip_inputs_are_the_installed_plans(family, recipe):
         assert decoder.bytes_read < dense.bytes_read
 
 
+@pytest.mark.parametrize("misled", [False, True])
+@pytest.mark.parametrize(("vocabulary", "share"), [(2000, 0.02), (4099, 0.1), (1500, 0.3)])
+def test_likely_words_of_many_are_found_by_a_sample_and_without(vocabulary, share, misled):
+    """A sample of every 32nd logit says where to look; where the large ones are just those, it is misled and all are ranked."""
+    model, ids = tiny("llama", vocab_size=vocabulary), tokens(1, 20, seed=3)
+    if misled:
+        model.lm_head.weight.data[::32] *= 50
+    plan = fit(Recipe("refined", (recipes.head_rule(0.3, refine=share),)), model, ids=IDS)
+    decoder = Decoder(model, plan, capacity=20)
+    assert forced(model, plan, ids, decoder, prompt=4) < 1e-4
+
+
 def test_heads_that_the_decoder_cannot_skip_inputs_of_are_refused():
     model = tiny("llama")
     moved = Choice(k=3, shift=torch.ones(32), refine=0.1)

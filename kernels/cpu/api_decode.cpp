@@ -62,7 +62,7 @@ struct Buffers {
     float *qkv, *attention, *out, *gates, *products, *ffn, *rotated, *partial[2];
     double* bytes;
     float* order;
-    int32_t* words;
+    int32_t *words, *among;
     uint32_t* keys;
 };
 
@@ -86,6 +86,7 @@ void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
     const int64_t words = m.refined ? m.vocabulary : 0;
     b.order = c.take<float>(words);
     b.words = c.take<int32_t>(words + ROWS_MORE);
+    b.among = c.take<int32_t>(words + ROWS_MORE);
     b.keys = c.take<uint32_t>(words + KEYS_MORE);
 }
 
@@ -114,7 +115,8 @@ EXPORT int sparsity_decode(const Decoder* model, int64_t token, int64_t position
     carve_all(real, *model, threads, b);
     for (int i = 0; i < threads; i++) b.bytes[i] = 0;
     DecodeStep step{model, token, position, logits, b.qkv, b.attention, b.out, b.gates, b.products, b.ffn, b.rotated,
-                    {b.partial[0], b.partial[1]}, b.bytes, b.scratch, b.residual, b.scores, b.wide, b.order, b.words, b.keys};
+                    {b.partial[0], b.partial[1]}, b.bytes, b.scratch, b.residual, b.scores, b.wide, b.order, b.words, b.among,
+                    b.keys};
     run_team([](const Team& team, void* a) { kernels->decode(team, *static_cast<DecodeStep*>(a)); }, &step, threads);
     if (bytes) *bytes = 0;
     for (int i = 0; bytes && i < threads; i++) *bytes += b.bytes[i];

@@ -94,6 +94,44 @@ static inline int64_t keep_by_rank(const float* score, int64_t n, int64_t k, int
     return m;
 }
 
+constexpr int64_t SAMPLED = 32;  // one value of so many
+
+// The indices of the k largest of n values, rising, with ties to the lower. Made for few of many: a sample says where about the
+// k-th largest lies, and only values that are not below that are ranked; where it was misled, all are.
+// score, keys: scratch of n + KEYS_MORE; among, kept: of n + ROWS_MORE.
+static inline void keep_largest(
+    const float* x, int64_t n, int64_t k, int32_t* kept, float* score, int32_t* among, uint32_t* keys) {
+    const int64_t few = n / SAMPLED, rank = 2 * k / SAMPLED + 16;
+    int64_t ties, m = 0;
+    float least = x[0];
+    if (rank < few) {
+        for (int64_t i = 1; i < few; i++) least = x[i * SAMPLED] < least ? x[i * SAMPLED] : least;
+        for (int64_t i = 0; i < few; i++) score[i] = x[i * SAMPLED] - least;
+        const uint32_t border = border_key(score, few, rank, keys, &ties);
+        float above;
+        __builtin_memcpy(&above, &border, sizeof above);
+        const float floor = least + above;
+        int64_t i = 0;
+#if ISA_LEVEL == 2
+        for (; i + 16 <= n; i += 16)
+            m = append(among, m, i, _mm512_cmp_ps_mask(_mm512_loadu_ps(x + i), _mm512_set1_ps(floor), _CMP_NLT_UQ));
+#endif
+        for (; i < n; i++) {
+            among[m] = (int32_t)i;
+            m += !(x[i] < floor);
+        }
+        least = floor;
+    }
+    if (m < k || m == n) {  // as where something is not finite
+        for (m = 0; m < n; m++) among[m] = (int32_t)m;
+        least = x[0];
+        for (int64_t i = 1; i < n; i++) least = x[i] < least ? x[i] : least;
+    }
+    for (int64_t i = 0; i < m; i++) score[i] = x[among[i]] - least;
+    keep_by_rank(score, m, k, kept, keys);
+    for (int64_t i = 0; i < k; i++) kept[i] = among[kept[i]];
+}
+
 static inline int64_t keep_by_groups(const Select& s, const float* score, int64_t n, int32_t* kept, int32_t* keys) {
     for (int64_t i = 0; i < n; i++) keys[i] = group_key(score[i]);
     for (int64_t i = n; i < n + LANES; i++) keys[i] = 0;

@@ -240,12 +240,7 @@ template <class F> static inline void read_row(const Weight& w, int64_t row, flo
 // Logits of the words whose logits are the largest so far, from all inputs. x: normalised, private. All logits are there.
 static void refine(const Team& team, const DecodeStep& s, const float* x) {
     const Decoder& m = *s.model;
-    if (team.index == 0) {
-        float lowest = s.logits[0];
-        for (int64_t v = 1; v < m.vocabulary; v++) lowest = s.logits[v] < lowest ? s.logits[v] : lowest;
-        for (int64_t v = 0; v < m.vocabulary; v++) s.order[v] = s.logits[v] - lowest;
-        keep_by_rank(s.order, m.vocabulary, m.refined, s.words, s.keys);
-    }
+    if (team.index == 0) keep_largest(s.logits, m.vocabulary, m.refined, s.words, s.order, s.among, s.keys);
     note(team, s, row_size(m.head_rows) * m.refined);
     x = arranged(m.head_rows, x, s.wide[team.index]);
     team.wait();

@@ -66,6 +66,6 @@ struct DecodeStep {
     float** wide;      // one [all heads] or [neurons] a thread
     // Where logits are refined: scores of all words, which of them are, and scratch.
     float* order;
-    int32_t* words;
+    int32_t *words, *among;
     uint32_t* keys;
 };
