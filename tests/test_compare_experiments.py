@@ -117,15 +117,6 @@ def test_granular_models_are_measured_as_the_rest(bench):
     assert compare_granular.at_share(found["points"], 0.6) is None
 
 
-@pytest.mark.skipif(library.path() is None, reason="no compiled library")
-def test_a_granular_decoder_is_timed_beside_the_dense_one(bench, monkeypatch):
-    read = type("Read", (), {"bytes": 1, "__call__": lambda self, turn: None})
-    monkeypatch.setattr(compare_speed, "ReadBandwidth", read)
-    found = compare_speed._trained({"tiny": bench}, {"model": "tiny", "share": 0.5, "prompt": 8})
-    assert len(found["ratios"]) == 16 - 8 - compare_speed.WARMUP and found["bytes"]["sparse"] < found["bytes"]["dense"]
-    assert found["skipped"] > 0.1 and found["token_share"] == 1
-
-
 def test_rotations_are_paid_from_the_budget(bench):
     """What a rotation reads is no share skipped, and the methods' shares are met all the same."""
     for method, rotations in (("larosa", 2 * LAYERS), ("larosa_head", 2 * LAYERS + 1), ("teal", 0)):
@@ -257,18 +248,27 @@ def test_the_usual_protocol_begins_every_effect_and_is_measured_once(monkeypatch
 
 
 @pytest.mark.skipif(library.path() is None, reason="no compiled library")
-def test_speed_is_measured_where_the_decoder_can_and_refused_by_name_elsewhere(bench, monkeypatch):
+def test_all_methods_of_a_share_are_timed_in_the_same_rounds_or_refused_by_name(bench, monkeypatch):
     read = type("Read", (), {"bytes": 1, "__call__": lambda self, turn: None})
     monkeypatch.setattr(compare_speed, "ReadBandwidth", read)
-    for method in ("cats", "teal_head", "larosa_head", "griffin"):
-        found = compare_speed.measure(bench, bench.points(method, (0.1,))[0], prompt=8)
-        assert len(found["ratios"]) == 16 - 8 - compare_speed.WARMUP
+    monkeypatch.setattr(compare_speed, "SHARES", {"tiny": (0.1, 0.9)})
+    fits, points = [], bench.points
+    monkeypatch.setattr(bench, "points", lambda method, *a, **k: fits.append(method) or points(method, *a, **k))
+    methods = ("cats", "teal_head", "larosa_head", "griffin", "gaussian", "rsparse", "wanda", "spread")
+    params = {"model": "tiny", "share": 0.1, "methods": methods, "trained": [0.5], "prompt": 8, "candidate": BEST,
+              "head_every": 1, "costs": {"tokens": 32, "length": 16, "seed": 1}, "calibration": {"tokens": 64, "length": 16}}
+    made = {}
+    rows = {row["method"]: row for row in compare_speed.together({"tiny": bench}, made, params)}
+    assert list(rows) == [*methods, "cwic"]
+    for method in ("cats", "teal_head", "larosa_head", "griffin", "spread", "cwic"):
+        found = rows[method]
+        assert len(found["ratios"]) == 16 - 8 - compare_speed.WARMUP and found["dense"] == rows["cats"]["dense"]
         less = found["bytes"]["sparse"] < found["bytes"]["dense"]
-        assert less or method == "larosa_head"  # rotations as wide as these layers read more than they save
-        assert found["skipped"] == pytest.approx(0.2 if method == "griffin" else 0.1, abs=0.04)  # of a token that is decoded
-    for method in ("gaussian", "rsparse", "wanda"):
-        assert "reason" in compare_speed.measure(bench, bench.points(method, (0.1,))[0], prompt=8)
-    assert "cannot be skipped" in compare_speed.measure(bench, bench.points("cats", (0.9,))[0], prompt=8)["reason"]
+        assert less or method in ("larosa_head", "spread")  # rotations as wide as these layers read more than they save
+        assert found["skipped"] == pytest.approx(0.1, abs=0.04) or method == "cwic"  # of a token that is decoded
+    assert all("reason" in rows[method] for method in ("gaussian", "rsparse", "wanda"))
+    again = {row["method"]: row for row in compare_speed.together({"tiny": bench}, made, {**params, "share": 0.9, "trained": []})}
+    assert "cannot be skipped" in again["cats"]["reason"] and len(fits) == len(set(fits)) == len(methods) - 1
     assert [compare_speed.asked(m, 0.2) for m in ("griffin", "cats", "larosa_head", "wanda", "spread")] == [0.1, *[0.2] * 4]
 
 

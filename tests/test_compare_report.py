@@ -133,6 +133,10 @@ def test_speed_is_compared_in_times_dense():
     slower = {MODEL: [speed_row("spread", 0.3, 1.2), SPEED[MODEL][1]]}
     assert search_report.verdict_speed(SEARCH, QUALITY, slower, MODEL, 0.3).outcome == "not reproduced"
     assert search_report.verdict_speed(SEARCH, QUALITY, SPEED, MODEL, 0.6) is None
+    # read at the share that is compared: a method that skips more is as fast as it would be with less
+    more = {MODEL: [speed_row("spread", 0.3, 1.5), {**speed_row("teal_head", 0.3, 2.0), "skipped": 0.45}]}
+    number = search_report.verdict_speed(SEARCH, QUALITY, more, MODEL, 0.3).number
+    assert number == pytest.approx(1.5 - 1 / (1 - 0.5 * 0.3 / 0.45)) and search_report.time_at(more[MODEL][:1], 0.4) is None
     rows = search_report.speed_rows(SPEED)
     assert rows[0][4].value == pytest.approx(1.5) and len(rows) == 3 and {len(r) for r in rows} == {6}
     assert search_report.not_run_rows(SPEED) == [["Wanda weights", "no"]]

@@ -15,8 +15,7 @@ from sparsity_lib.decode import Decoder, ModelSource
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.experiments import common, compare_granular
 from sparsity_lib.experiments.compare_common import DTYPE, WEIGHTS, Bench, Point, bench_for, maker
-from sparsity_lib.experiments.compare_search import COSTS, HEAD_EVERY, current
-from sparsity_lib.experiments.compare_tasks import point_of
+from sparsity_lib.experiments.compare_search import COSTS, HEAD_EVERY, candidate_points, current
 from sparsity_lib.parts.scores import Relative
 
 METHODS = ("cats", "claws", "gaussian", "griffin", "scap", "teal", "inputs_topk", "gaussian_inputs", "larosa", "wina", "rsparse",
@@ -30,36 +29,54 @@ CALIBRATION = {"tokens": 2048, "length": 256, "seed": 0}
 
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
-    """One item a model, method and share: the sparse decoder beside the dense one, in the same rounds. After the search."""
-    data: dict[str, Any] = {}
+    """One item a model and share: every method's decoder and the dense one, token by token in turn. After the search."""
+    data: dict[str, list[dict[str, Any]]] = {}
     candidate = current()
     for name in common.MODELS:
         loaded: dict[str, Bench] = {}
-        for method in (*METHODS, compare_granular.METHOD):
-            searched = {"costs": COSTS, "head_every": HEAD_EVERY[name], "candidate": candidate} if method == "spread" else {}
-            trained = method == compare_granular.METHOD
-            for share in compare_granular.shares_of(name) if trained else SHARES[name]:
-                params = {"model": name, "method": method, "share": share, "prompt": PROMPT, "tokens": TOKENS, "dtype": DTYPE,
-                          "calibration": CALIBRATION, "threads": torch.get_num_threads(), **searched}
-                found = checkpoint.item(params, partial(_trained if trained else _item, loaded, params))
-                data.setdefault(name, []).append({"method": method, "share": share, **found})
-                print(f"{name} {method} {share}: {found.get('ratio', found.get('reason'))}", flush=True)
+        made: dict[str, list[Point]] = {}
+        for share in SHARES[name]:
+            trained = [own for own in compare_granular.shares_of(name)
+                       if min(SHARES[name], key=lambda each, own=own: abs(each - own)) == share]
+            params = {"model": name, "share": share, "methods": METHODS, "trained": trained, "prompt": PROMPT, "tokens": TOKENS,
+                      "dtype": DTYPE, "calibration": CALIBRATION, "threads": torch.get_num_threads(), "costs": COSTS,
+                      "head_every": HEAD_EVERY[name], "candidate": candidate}
+            found = checkpoint.item(params, partial(together, loaded, made, params))
+            data.setdefault(name, []).extend(found)
+            for row in found:
+                print(f"{name} {row['method']} {row['share']}: {row.get('ratio', row.get('reason'))}", flush=True)
     return data, {"methods": METHODS, "shares": SHARES, "prompt": PROMPT, "tokens": TOKENS, "dtype": DTYPE,
                   "calibration": CALIBRATION, "costs": COSTS, "candidate": candidate, "threads": torch.get_num_threads()}, [0]
 
 
-def _item(loaded: dict[str, Bench], params: Mapping[str, Any]) -> dict[str, Any]:
+def together(loaded: dict[str, Bench], made: dict[str, list[Point]], params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All decoders of one share in the same rounds; `made` keeps what was fitted for the other shares."""
     bench = bench_for(loaded, params["model"], {"sequences": 2, "length": PROMPT + TOKENS + WARMUP})
-    shares = [asked(params["method"], share) for share in SHARES[params["model"]]]
-    point = point_of(bench, params, asked(params["method"], params["share"]), shares)
-    return measure(bench, point, params["prompt"])
+    source, capacity = ModelSource(bench.model), bench.ids.shape[1]
+    rows: list[dict[str, Any]] = []
+    decoders = {"dense": Decoder(source, capacity=capacity)}
+    for method in params["methods"]:
+        if method not in made:
+            made[method] = _points(bench, method, params)
+        decoder, about = _one(bench, source, made[method][SHARES[params["model"]].index(params["share"])], capacity)
+        rows.append({"method": method, "share": params["share"], **about})
+        if decoder is not None:
+            decoders[method] = decoder
+    for share in params["trained"]:
+        found, model = compare_granular.decoders(bench, share, capacity)
+        decoders[compare_granular.METHOD] = found["sparse"]
+        rows.append({"method": compare_granular.METHOD, "share": share, "token_share": 1.0,
+                     "skipped": compare_granular.skipped(model, bench.ids[:2])})
+    times = _timed(decoders, bench.ids[:1], params["prompt"])
+    return [{**row, **times.get(row["method"], {})} for row in rows]
 
 
-def _trained(loaded: dict[str, Bench], params: Mapping[str, Any]) -> dict[str, Any]:
-    bench = bench_for(loaded, params["model"], {"sequences": 2, "length": PROMPT + TOKENS + WARMUP})
-    decoders, model = compare_granular.decoders(bench, params["share"], bench.ids.shape[1])
-    return {**_timed(decoders, bench.ids[:1], params["prompt"]), "token_share": 1.0,
-            "skipped": compare_granular.skipped(model, bench.ids[:2])}
+def _points(bench: Bench, method: str, params: Mapping[str, Any]) -> list[Point]:
+    """A method at every share of the model, so that what it fits is fitted once."""
+    shares = [asked(method, share) for share in SHARES[params["model"]]]
+    if method == "spread":
+        return candidate_points(bench, params["candidate"], shares, params["costs"], params["head_every"], params["calibration"])
+    return bench.points(method, shares, calibration=params["calibration"])
 
 
 def asked(method: str, share: float) -> float:
@@ -67,21 +84,18 @@ def asked(method: str, share: float) -> float:
     return share * (1.0 if method in (*WEIGHTS, "spread", compare_granular.METHOD) else maker(method)(0.5).token_share)
 
 
-def measure(bench: Bench, point: Point, prompt: int) -> dict[str, Any]:
-    """Seconds a token of both decoders and their ratio, round by round; or why the compiled decoder cannot run the method."""
+def _one(bench: Bench, source: ModelSource, point: Point, capacity: int) -> tuple[Decoder | None, dict[str, Any]]:
+    """A point's decoder and what it skips; or none, and why."""
     if point.change is None:
-        return dict(point.about)
+        return None, dict(point.about)
     if callable(point.change):
-        return {"reason": "The decoder reads whole rows and columns: zeros scattered over the weights save it nothing."}
-    source = ModelSource(bench.model)
-    capacity = bench.ids.shape[1]
+        return None, {"reason": "The decoder reads whole rows and columns: zeros scattered over the weights save it nothing."}
     try:
-        sparse = _sparse(source, point, capacity)
+        decoder = _sparse(source, point, capacity)
     except SparsityError as error:
-        return {"reason": str(error)}
+        return None, {"reason": str(error)}
     token_share = point.change.recipe.token_share
-    return {**_timed({"dense": Decoder(source, capacity=capacity), "sparse": sparse}, bench.ids[:1], prompt),
-            "skipped": bench.shares(point)["skipped"] / token_share, "token_share": token_share}
+    return decoder, {"skipped": bench.shares(point)["skipped"] / token_share, "token_share": token_share}
 
 
 def _sparse(source: ModelSource, point: Point, capacity: int) -> Decoder:
@@ -111,9 +125,9 @@ class Fewer(ModelSource):
         return found[: self.architecture.neurons] if found is not None and name in ("gate", "up") else found
 
 
-def _timed(decoders: Mapping[str, Decoder], ids: Tensor, prompt: int) -> dict[str, Any]:
-    """Both decoders read the prompt, then walk along the text after it, a token a round."""
-    text, bytes_read = ids[0].tolist(), {kind: [] for kind in decoders}
+def _timed(decoders: Mapping[str, Decoder], ids: Tensor, prompt: int) -> dict[str, dict[str, Any]]:
+    """All read the prompt, then walk along the text after it, a token a round; times, and ratios to "dense", by name."""
+    text, bytes_read = ids[0].tolist(), {name: [] for name in decoders}
     for decoder in decoders.values():
         if isinstance(decoder.source, Fewer):
             decoder.cache.normal_()  # no Hugging Face model has so few neurons; what attention reads costs the same
@@ -121,17 +135,19 @@ def _timed(decoders: Mapping[str, Decoder], ids: Tensor, prompt: int) -> dict[st
         else:
             decoder.prefill(ids[:, :prompt])
 
-    def step(turn: int, kind: str) -> None:
-        decoder = decoders[kind]
+    def step(turn: int, name: str) -> None:
+        decoder = decoders[name]
         decoder.step(text[decoder.position])
-        bytes_read[kind].append(decoder.bytes_read)
+        bytes_read[name].append(decoder.bytes_read)
 
     bandwidth = ReadBandwidth()
     rounds = len(text) - prompt - WARMUP
-    cases = {kind: partial(step, kind=kind) for kind in decoders}
+    cases = {name: partial(step, name=name) for name in decoders}
     times = interleaved({**cases, "read": bandwidth}, rounds, warmup=WARMUP, desc="decoding")
-    ratios = [a / b for a, b in zip(times["dense"].seconds, times["sparse"].seconds, strict=True)]
-    return {
-        **{kind: times[kind].median for kind in decoders}, "ratio": median(ratios), "ratios": ratios,
-        "bytes": {kind: median(each) for kind, each in bytes_read.items()}, "bandwidth": bandwidth.bytes / times["read"].median,
-    }
+    found = {}
+    for name in decoders:
+        ratios = [a / b for a, b in zip(times["dense"].seconds, times[name].seconds, strict=True)]
+        found[name] = {"dense": times["dense"].median, "sparse": times[name].median, "ratio": median(ratios), "ratios": ratios,
+                       "bytes": {"dense": median(bytes_read["dense"]), "sparse": median(bytes_read[name])},
+                       "bandwidth": bandwidth.bytes / times["read"].median}
+    return found
