@@ -125,7 +125,10 @@ class TestSpeeds:
         (checkout / "results" / "bench" / "compare.json").write_text(content)
         assert speeds.compared.__wrapped__() == {"m": {"teal": [(0.0, 1.0), (0.2, 1.2), (0.4, 1.5)]}}
 
-    def test_the_stored_speeds_hold_for_methods_without_a_rotation(self):
+    def test_the_stored_settings_hold_for_methods_without_a_rotation(self, monkeypatch):
+        own = speeds.points("smollm2-135m-instruct", "larosa")
+        assert own == [] or own == speeds.compared()["smollm2-135m-instruct"]["larosa"]
+        monkeypatch.setattr(speeds, "compared", dict)
         assert speeds.points("smollm2-135m-instruct", "teal")[0] == (0.0, 1.0) and len(speeds.points("gemma3-270m", "cats")) > 1
         assert speeds.points("smollm2-135m-instruct", "larosa") == []
 
