@@ -51,10 +51,10 @@ def test_by_keyboard_alone(explorer):
 
 def test_by_mouse(explorer):
     box = explorer.locator("#explorer-chart").bounding_box()
-    explorer.mouse.click(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.4)
+    explorer.mouse.click(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.4)
     middle = share(explorer)
     explorer.mouse.down()
-    explorer.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.4)
+    explorer.mouse.move(box["x"] + box["width"] * 0.35, box["y"] + box["height"] * 0.4)
     explorer.mouse.up()
     assert share(explorer) > middle > 1
     explorer.select_option("#explorer-method", "claws neurons")
