@@ -181,6 +181,12 @@ class TestChoose:
         monkeypatch.setattr(choose, "curves", dict)
         assert choose.advice() == "Nothing has been measured yet: `make results`.\n"
 
+    def test_what_tasks_say_stands_beside_the_ranking(self, monkeypatch):
+        shown = choose.by_tasks()
+        assert "Gemma at 40%: " in shown and "SmolLM2 at 40%: " in shown and shown.count("[") == 4
+        monkeypatch.setattr(choose.results, "names", list)
+        assert choose.by_tasks().endswith("`make results R=compare_tasks`.\n")
+
     def test_what_was_trained_is_not_ranked(self, made):
         choose.curves()["m"]["cwic stripes"] = curve("cwic", point(0.1, 0.001), point(0.5, 0.002), sites="stripes")
         assert [c.method for c, _ in choose.ranked("m", 0.1)] == ["teal", "larosa", "cats"]

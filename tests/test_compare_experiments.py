@@ -217,6 +217,12 @@ def test_the_chosen_candidate_has_the_least_mean_log_divergence():
         "without rotation", "rotation at the head only", "without refined words", "without the head", "without the shared budget"}
 
 
+def test_the_defaults_are_what_the_kept_search_chose():
+    """The recipe that users get, and the pages describe, is the stored search's."""
+    best = compare_search.current()
+    assert recipes.combined(0.5) == recipes.combined(0.5, **compare_search.parts_of(best)) and best["allocation"] == "spread"
+
+
 def test_protocol_changes_one_thing_at_a_time(bench, monkeypatch):
     monkeypatch.setattr(compare_protocol, "bench_for", lambda loaded, name, text: bench)
     found = {}

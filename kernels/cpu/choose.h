@@ -98,7 +98,7 @@ constexpr int64_t SAMPLED = 32;  // one value of so many
 
 // The indices of the k largest of n values, rising, with ties to the lower. Made for few of many: a sample says where about the
 // k-th largest lies, and only values that are not below that are ranked; where it was misled, all are.
-// score, keys: scratch of n + KEYS_MORE; among, kept: of n + ROWS_MORE.
+// score: scratch of n; keys: of n + KEYS_MORE; among, kept: of n + ROWS_MORE.
 static inline void keep_largest(
     const float* x, int64_t n, int64_t k, int32_t* kept, float* score, int32_t* among, uint32_t* keys) {
     const int64_t few = n / SAMPLED, rank = 2 * k / SAMPLED + 16;

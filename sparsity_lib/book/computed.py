@@ -18,6 +18,7 @@ BLOCKS = {
     "choose-advice": "sparsity_lib.book.choose:advice",
     "choose-ranking": "sparsity_lib.book.choose:ranking",
     "choose-trained": "sparsity_lib.book.choose:trained",
+    "choose-tasks": "sparsity_lib.book.choose:by_tasks",
     "explorer": "sparsity_lib.book.explorer:page",
     "launch": "sparsity_lib.book.launch:how",
     "provenance-results": "sparsity_lib.book.provenance:stored",
