@@ -179,7 +179,7 @@ def small_search(bench, monkeypatch):
     text = {"tokens": 32, "length": 16, "seed": 1}
     for name, value in {"FITTED": text, "COSTS": text, "JUDGED": text, "SHARES": (0.3,), "ALONG": (0.2, 0.3),
                         "TEXT": {"sequences": 3, "length": 16},
-                        "BLOCKS": (compare_search.BLOCKS[0], compare_search.BLOCKS[3], compare_search.BLOCKS[8])}.items():
+                        "AROUND": (0.1, 0.2, 0.3), "BLOCKS": tuple(compare_search.BLOCKS[i] for i in (0, 3, 8, 12, 13))}.items():
         monkeypatch.setattr(compare_search, name, value)
     monkeypatch.setattr(compare_search, "bench_for", lambda loaded, name, text: bench)
 
@@ -197,22 +197,33 @@ def test_the_search_looks_at_calibration_text_only(bench, small_search, monkeypa
 def test_the_search_judges_every_candidate_and_tries_the_best_without_its_parts(bench, small_search):
     data, params, _ = compare_search.run(Checkpoint())
     rows = data["models"][common.MODELS[0]]["search"]
-    assert len(rows) == 6 + 4 + 3 and all(abs(r["shares"]["skipped"] - 0.3) < 0.05 for r in rows if "quality" in r)
+    ranked = [r for r in rows if "select" not in r["candidate"]]
+    assert len(ranked) == 6 + 4 + 3 + 2 and len(rows) == len(ranked) + 3 * 4
+    assert all(abs(r["shares"]["skipped"] - 0.3) < 0.05 for r in ranked if "quality" in r)
+    counted = [r for r in rows if "select" in r["candidate"] and "quality" in r]
+    assert counted and all("head_in" in r["shares"]["sites"] for r in counted)
     own = data["models"][common.MODELS[1]]["held out"]
     assert "chosen" in own and len(own) >= 3 and torch.equal(bench.ids, IDS)
     assert {label: len(each["points"]) for label, each in own.items()} == {label: 1 + (label == "chosen") for label in own}
     assert all(each["candidate"] != data["chosen"] for label, each in own.items() if label != "chosen")
 
 
-def test_the_chosen_candidate_has_the_least_mean_log_divergence():
-    def row(kl, **candidate):
-        return {"candidate": candidate, "quality": {"nll": [1.0], "kl": [kl], "agree": [1.0], "tokens": [1]}}
+def test_the_chosen_candidate_has_the_least_mean_log_divergence(monkeypatch):
+    def row(share, kl, skipped=None, **candidate):
+        return {"candidate": candidate, "share": share, "shares": {"skipped": share if skipped is None else skipped},
+                "quality": {"nll": [1.0], "kl": [kl], "agree": [1.0], "tokens": [1]}}
 
-    found = {"a": [row(0.1, head="x"), row(0.2, head="y"), {"candidate": {"head": "z"}, "reason": "no"}],
-             "b": [row(0.9, head="x"), row(0.2, head="y"), row(0.01, head="z")]}
+    monkeypatch.setattr(compare_search, "SHARES", (0.4,))
+    found = {"a": [row(0.4, 0.1, head="x"), row(0.4, 0.2, head="y"), {"candidate": {"head": "z"}, "reason": "no", "share": 0.4}],
+             "b": [row(0.4, 0.9, head="x"), row(0.4, 0.2, head="y"), row(0.4, 0.01, head="z")]}
+    # made for 40%, thresholds skip more here: half way up in the logarithm, 0.1, is what they cost at 40%
+    slack = [row(0.3, 0.01, 0.35, select="threshold"), row(0.4, 1.0, 0.45, select="threshold")]
+    ((candidate, (kl,)),) = compare_search.kl_of_candidates(slack, (0.4,))
+    assert candidate == {"select": "threshold"} and kl == pytest.approx(0.1)
+    assert compare_search.kl_of_candidates(slack, (0.5,)) == [(candidate, [None])]
     assert compare_search.chosen(found) == {"head": "y"}
     with pytest.raises(SparsityError, match="No candidate"):
-        compare_search.chosen({"a": [{"candidate": {"head": "z"}, "reason": "no"}]})
+        compare_search.chosen({"a": [{"candidate": {"head": "z"}, "reason": "no", "share": 0.4}]})
     assert set(compare_search.ablations({"rotate": "ffn", "score": "magnitude", "head": "refined", "allocation": "spread"})) == {
         "without rotation", "rotation at the head only", "without refined words", "without the head", "without the shared budget"}
 

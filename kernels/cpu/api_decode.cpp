@@ -64,6 +64,7 @@ struct Buffers {
     float* order;
     int32_t *words, *among;
     uint32_t* keys;
+    int64_t* found;
 };
 
 void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
@@ -86,8 +87,9 @@ void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
     const int64_t words = m.refined ? m.vocabulary : 0;
     b.order = c.take<float>(words);
     b.words = c.take<int32_t>(words + ROWS_MORE);
-    b.among = c.take<int32_t>(words + ROWS_MORE);
+    b.among = c.take<int32_t>(words + threads * ROWS_MORE);
     b.keys = c.take<uint32_t>(words + KEYS_MORE);
+    b.found = c.take<int64_t>(threads);
 }
 
 }  // namespace
@@ -116,7 +118,7 @@ EXPORT int sparsity_decode(const Decoder* model, int64_t token, int64_t position
     for (int i = 0; i < threads; i++) b.bytes[i] = 0;
     DecodeStep step{model, token, position, logits, b.qkv, b.attention, b.out, b.gates, b.products, b.ffn, b.rotated,
                     {b.partial[0], b.partial[1]}, b.bytes, b.scratch, b.residual, b.scores, b.wide, b.order, b.words, b.among,
-                    b.keys};
+                    b.keys, b.found};
     run_team([](const Team& team, void* a) { kernels->decode(team, *static_cast<DecodeStep*>(a)); }, &step, threads);
     if (bytes) *bytes = 0;
     for (int i = 0; bytes && i < threads; i++) *bytes += b.bytes[i];

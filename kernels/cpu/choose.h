@@ -2,6 +2,7 @@
 #pragma once
 #include "groups.h"
 #include "ops_args.h"
+#include "rank.h"
 
 namespace ISA {
 
@@ -12,41 +13,6 @@ static inline void score_entries(const Select& s, const float* x, int64_t n, flo
         value[i] = v;
         score[i] = (s.scale ? s.scale[i] : 1.0f) * __builtin_fabsf(v);
     }
-}
-
-// Bits of a score as an unsigned number in the scores' order; NaN above infinity.
-static inline uint32_t rank_key(float score) { return float_bits(score) & 0x7fffffffu; }
-
-// How many of n keys (whole vectors, the rest 0) are at least `floor`, which is above 0.
-static inline int64_t count_from(const uint32_t* keys, int64_t n, uint32_t floor) {
-    vi counts[4] = {(vi){}, (vi){}, (vi){}, (vi){}};
-    const vi least = (vi)(floor - (vu){});
-    for (int64_t i = 0; i < n; i += 4 * LANES)
-        for (int p = 0; p < 4; p++) counts[p] -= (vi)*(const vu_any*)(keys + i + p * LANES) >= least;
-    const vi all = counts[0] + counts[1] + counts[2] + counts[3];
-    int64_t total = 0;
-    for (int lane = 0; lane < LANES; lane++) total += all[lane];
-    return total;
-}
-
-// A key that exactly k of n keys exceed or, where there is none, the k-th largest: then `ties` of those equal to it belong
-// to the k as well. By halving the range of keys, which asks only for counts: they vectorise. 0 < k < n.
-// keys: scratch of n + KEYS_MORE words.
-static inline uint32_t border_key(const float* score, int64_t n, int64_t k, uint32_t* keys, int64_t* ties) {
-    for (int64_t i = 0; i < n; i++) keys[i] = rank_key(score[i]);
-    for (int64_t i = n; i < n + KEYS_MORE; i++) keys[i] = 0;
-    uint32_t found = 0;  // at least k keys are not below it
-    for (int bit = 30; bit >= 0; bit--) {
-        const uint32_t higher = found | (1u << bit);
-        const int64_t count = count_from(keys, n, higher);
-        if (count == k) {
-            *ties = 0;
-            return higher - 1;
-        }
-        if (count > k) found = higher;
-    }
-    *ties = k - (found == 0x7fffffffu ? 0 : count_from(keys, n, found + 1));
-    return found;
 }
 
 #if ISA_LEVEL == 2
@@ -79,7 +45,8 @@ static inline int64_t keep_by_rank(const float* score, int64_t n, int64_t k, int
         for (; k > 0 && i < n; i++) kept[i] = (int32_t)i;
         return i;
     }
-    const uint32_t border = border_key(score, n, k, keys, &ties);
+    const float mean = rank_keys(score, n, keys);
+    const uint32_t border = border_key(keys, n, k, mean, &ties);
 #if ISA_LEVEL == 2
     const __m512i borders = _mm512_set1_epi32((int32_t)border);
     for (; ties == 0 && i + 16 <= n; i += 16)
@@ -94,39 +61,46 @@ static inline int64_t keep_by_rank(const float* score, int64_t n, int64_t k, int
     return m;
 }
 
-constexpr int64_t SAMPLED = 32;  // one value of so many
+constexpr int64_t SAMPLE = 1024;  // values, evenly spaced
 
-// The indices of the k largest of n values, rising, with ties to the lower. Made for few of many: a sample says where about the
-// k-th largest lies, and only values that are not below that are ranked; where it was misled, all are.
-// score: scratch of n; keys: of n + KEYS_MORE; among, kept: of n + ROWS_MORE.
-static inline void keep_largest(
-    const float* x, int64_t n, int64_t k, int32_t* kept, float* score, int32_t* among, uint32_t* keys) {
-    const int64_t few = n / SAMPLED, rank = 2 * k / SAMPLED + 16;
-    int64_t ties, m = 0;
+// A value that about twice k of n values, or a few more, are not below: from a sample. Of the least value where k is not few.
+// score: scratch of SAMPLE floats; keys: of SAMPLE + KEYS_MORE.
+static inline float likely_floor(const float* x, int64_t n, int64_t k, float* score, uint32_t* keys) {
+    const int64_t step = n / SAMPLE, rank = step ? 2 * k / step + 16 : SAMPLE;
+    if (rank >= SAMPLE) return -__builtin_inff();
     float least = x[0];
-    if (rank < few) {
-        for (int64_t i = 1; i < few; i++) least = x[i * SAMPLED] < least ? x[i * SAMPLED] : least;
-        for (int64_t i = 0; i < few; i++) score[i] = x[i * SAMPLED] - least;
-        const uint32_t border = border_key(score, few, rank, keys, &ties);
-        float above;
-        __builtin_memcpy(&above, &border, sizeof above);
-        const float floor = least + above;
-        int64_t i = 0;
+    for (int64_t i = 1; i < SAMPLE; i++) least = x[i * step] < least ? x[i * step] : least;
+    for (int64_t i = 0; i < SAMPLE; i++) score[i] = x[i * step] - least;
+    int64_t ties;
+    const float mean = rank_keys(score, SAMPLE, keys);
+    const uint32_t border = border_key(keys, SAMPLE, rank, mean, &ties);
+    float above;
+    __builtin_memcpy(&above, &border, sizeof above);
+    return least + above;
+}
+
+// Indices of values from `begin` to `end` that are not below `floor`, rising. kept: of their number and ROWS_MORE.
+static inline int64_t keep_from(const float* x, int64_t begin, int64_t end, float floor, int32_t* kept) {
+    int64_t m = 0, i = begin;
 #if ISA_LEVEL == 2
-        for (; i + 16 <= n; i += 16)
-            m = append(among, m, i, _mm512_cmp_ps_mask(_mm512_loadu_ps(x + i), _mm512_set1_ps(floor), _CMP_NLT_UQ));
+    for (; i + 16 <= end; i += 16)
+        m = append(kept, m, i, _mm512_cmp_ps_mask(_mm512_loadu_ps(x + i), _mm512_set1_ps(floor), _CMP_NLT_UQ));
 #endif
-        for (; i < n; i++) {
-            among[m] = (int32_t)i;
-            m += !(x[i] < floor);
-        }
-        least = floor;
+    for (; i < end; i++) {
+        kept[m] = (int32_t)i;
+        m += !(x[i] < floor);
     }
-    if (m < k || m == n) {  // as where something is not finite
+    return m;
+}
+
+// The indices of the k largest of n values, rising, with ties to the lower, of which m >= k that are not below all others are
+// in `among`, or fewer: then all are ranked. score: scratch of n; keys: of n + KEYS_MORE; among, kept: of n + ROWS_MORE.
+static inline void keep_largest(
+    const float* x, int64_t n, int64_t k, int64_t m, int32_t* kept, float* score, int32_t* among, uint32_t* keys) {
+    if (m < k)  // the sample misled, or something is not finite
         for (m = 0; m < n; m++) among[m] = (int32_t)m;
-        least = x[0];
-        for (int64_t i = 1; i < n; i++) least = x[i] < least ? x[i] : least;
-    }
+    float least = x[among[0]];
+    for (int64_t i = 1; i < m; i++) least = x[among[i]] < least ? x[among[i]] : least;
     for (int64_t i = 0; i < m; i++) score[i] = x[among[i]] - least;
     keep_by_rank(score, m, k, kept, keys);
     for (int64_t i = 0; i < k; i++) kept[i] = among[kept[i]];
@@ -149,26 +123,66 @@ static inline int64_t keep_by_groups(const Select& s, const float* score, int64_
     return m;
 }
 
-// The same with the values kept, for thresholds and in one go; -1 where the rule is another. value: room as `kept`.
-static inline int64_t keep_at_once(const Select& s, const float* x, int64_t n, int32_t* kept, float* value) {
 #if ISA_LEVEL == 2
-    if (s.by_rank || s.repair) return -1;
-    __m512 border = _mm512_set1_ps(s.threshold);
-    int64_t m = 0;
-    for (int64_t i = 0; i < n; i += 16) {
-        const __mmask16 there = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : (__mmask16)0xffff;
-        __m512 v = _mm512_maskz_loadu_ps(there, x + i);
-        if (s.shift) v = _mm512_sub_ps(v, _mm512_maskz_loadu_ps(there, s.shift + i));
-        __m512 score = _mm512_abs_ps(v);
-        if (s.scale) score = _mm512_mul_ps(score, _mm512_maskz_loadu_ps(there, s.scale + i));
-        if (s.threshold_each) border = _mm512_maskz_loadu_ps(there, s.threshold_each + i);
-        const __mmask16 mask = _mm512_mask_cmp_ps_mask(there, score, border, _CMP_NLE_UQ);
+// The first `count` of the lanes that are set.
+static inline __mmask16 first_of(__mmask16 lanes, int64_t count) {
+    __mmask16 found = 0;
+    for (; count > 0 && lanes; count--, lanes &= lanes - 1) found |= lanes & -lanes;
+    return found;
+}
+#endif
+
+// The same with the values kept, in one go; -1 where the rule is another. value: room as `kept`. keys: for n + KEYS_MORE.
+static inline int64_t keep_at_once(const Select& s, const float* x, int64_t n, int32_t* kept, float* value, uint32_t* keys) {
+#if ISA_LEVEL == 2
+    if (s.group || s.repair || (s.by_rank && (s.k <= 0 || s.k >= n))) return -1;
+    const auto values = [&](int64_t i, __mmask16 there) {
+        const __m512 v = _mm512_maskz_loadu_ps(there, x + i);
+        return s.shift ? _mm512_sub_ps(v, _mm512_maskz_loadu_ps(there, s.shift + i)) : v;
+    };
+    const auto scores = [&](int64_t i, __mmask16 there, __m512 v) {
+        const __m512 size = _mm512_abs_ps(v);
+        return s.scale ? _mm512_mul_ps(size, _mm512_maskz_loadu_ps(there, s.scale + i)) : size;
+    };
+    const auto lanes = [&](int64_t i) { return n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : (__mmask16)0xffff; };
+    int64_t m = 0, ties = 0;
+    const auto keep = [&](int64_t i, __m512 v, __mmask16 mask) {
         _mm512_storeu_ps(value + m, _mm512_maskz_compress_ps(mask, v));  // up to 16 beyond: there is room
         m = append(kept, m, i, mask);
+    };
+    if (!s.by_rank) {
+        __m512 border = _mm512_set1_ps(s.threshold);
+        for (int64_t i = 0; i < n; i += 16) {
+            const __mmask16 there = lanes(i);
+            const __m512 v = values(i, there);
+            if (s.threshold_each) border = _mm512_maskz_loadu_ps(there, s.threshold_each + i);
+            keep(i, v, _mm512_mask_cmp_ps_mask(there, scores(i, there, v), border, _CMP_NLE_UQ));
+        }
+        return m;
+    }
+    __m512 sums = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 there = lanes(i);
+        const __m512 score = scores(i, there, values(i, there));
+        sums = _mm512_add_ps(sums, score);
+        _mm512_storeu_si512(keys + i, _mm512_and_si512(_mm512_castps_si512(score), _mm512_set1_epi32(0x7fffffff)));
+    }
+    for (int64_t i = (n + 15) / 16 * 16; i < n + KEYS_MORE; i++) keys[i] = 0;
+    const __m512i border = _mm512_set1_epi32((int32_t)border_key(keys, n, s.k, sum((vf)sums) / n, &ties));
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 there = lanes(i);
+        const __m512i key = _mm512_loadu_si512(keys + i);
+        __mmask16 mask = _mm512_cmpgt_epi32_mask(key, border);
+        if (ties > 0) {
+            const __mmask16 equal = first_of(_mm512_mask_cmpeq_epi32_mask(there, key, border), ties);
+            ties -= __builtin_popcount(equal);
+            mask |= equal;
+        }
+        keep(i, values(i, there), mask);
     }
     return m;
 #else
-    (void)s, (void)x, (void)n, (void)kept, (void)value;
+    (void)s, (void)x, (void)n, (void)kept, (void)value, (void)keys;
     return -1;
 #endif
 }

@@ -240,9 +240,22 @@ template <class F> static inline void read_row(const Weight& w, int64_t row, flo
 // Logits of the words whose logits are the largest so far, from all inputs. x: normalised, private. All logits are there.
 static void refine(const Team& team, const DecodeStep& s, const float* x) {
     const Decoder& m = *s.model;
-    if (team.index == 0) keep_largest(s.logits, m.vocabulary, m.refined, s.words, s.order, s.among, s.keys);
+    const auto place = [&](int64_t thread) { return m.vocabulary * thread / team.size; };
+    float sample[SAMPLE];
+    uint32_t keys[SAMPLE + KEYS_MORE];
+    const float floor = likely_floor(s.logits, m.vocabulary, m.refined, sample, keys);
+    const int64_t first = place(team.index), after = place(team.index + 1);
+    // Each thread's own piece of `among`, which is written in whole vectors.
+    s.found[team.index] = keep_from(s.logits, first, after, floor, s.among + first + team.index * ROWS_MORE);
     note(team, s, row_size(m.head_rows) * m.refined);
     x = arranged(m.head_rows, x, s.wide[team.index]);
+    team.wait();
+    if (team.index == 0) {
+        int64_t count = s.found[0];
+        for (int64_t t = 1; t < team.size; count += s.found[t++])
+            __builtin_memmove(s.among + count, s.among + place(t) + t * ROWS_MORE, s.found[t] * sizeof(int32_t));
+        keep_largest(s.logits, m.vocabulary, m.refined, count, s.words, s.order, s.among, s.keys);
+    }
     team.wait();
     const int64_t begin = team.begin(m.refined), end = team.end(m.refined);
     WITH_FORMAT(m.head_rows, dot_rows<F>(m.head_rows, s.words, begin, end, x, 0, 1, s.order));

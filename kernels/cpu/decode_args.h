@@ -64,8 +64,9 @@ struct DecodeStep {
     float** residual;  // one [hidden] a thread
     float** scores;    // [HEADS_TOGETHER, scores_pitch] a thread
     float** wide;      // one [all heads] or [neurons] a thread
-    // Where logits are refined: scores of all words, which of them are, and scratch.
+    // Where logits are refined: scores of all words, which of them are, scratch, and how many each thread found likely.
     float* order;
     int32_t *words, *among;
     uint32_t* keys;
+    int64_t* found;
 };

@@ -52,7 +52,7 @@ static inline float repaired_by(const Select& s, const Scratch& b, int64_t n, in
 static inline int64_t choose_rows(const Select& s, const float* x, int64_t stride, int64_t n, int tokens, int32_t share,
                                   const Scratch& b, int64_t* kept) {
     if (tokens == 1) {
-        if (const int64_t count = keep_at_once(s, x, n, b.rows, b.factors); count >= 0) return *kept = count;
+        if (const int64_t count = keep_at_once(s, x, n, b.rows, b.factors, b.keys); count >= 0) return *kept = count;
         score_entries(s, x, n, b.value, b.score);
         const int64_t count = keep_entries(s, b.score, n, b.rows, b.keys);
         const float repair = repaired_by(s, b, n, count);

@@ -14,10 +14,12 @@ from sparsity_lib.evaluate.quality import Quality
 from sparsity_lib.experiments import common
 from sparsity_lib.experiments.compare_common import DTYPE, Bench, Point, bench_for, points_of
 from sparsity_lib.experiments.compare_quality import measured
+from sparsity_lib.experiments.compare_report import Curve
 from sparsity_lib.experiments.scap_grid import EVERY, TEXT
-from sparsity_lib.fit import fit
+from sparsity_lib.fit import fit, fit_many
 from sparsity_lib.methods.larosa import density_for_share
 from sparsity_lib.methods.spread import combined
+from sparsity_lib.parts.select import Threshold
 from sparsity_lib.plan import Plan
 from sparsity_lib.recipe import Recipe
 from sparsity_lib.sensitivity import Curves, curves
@@ -32,13 +34,22 @@ COSTS = {"tokens": 1024, "length": 256, "seed": 9}
 JUDGED = {"tokens": 1024, "length": 256, "seed": 5}
 HEAD_EVERY = {"smollm2-135m-instruct": 8, "gemma3-270m": 32}
 JUDGED_EVERY = {"smollm2-135m-instruct": 2, "gemma3-270m": 8}
-#: Transform, score and repair at the blocks: fitted together, with every head and allocation.
+#: Thresholds meet a share within a few hundredths: quality at the shares above lies between measured points.
+AROUND = (0.3, *SHARES)
+FEW = 0.005
+#: Transform, score, selection and repair at the blocks: fitted together, with every head and allocation; or, with `refine`, with
+#: the head whose likely words are read in full, another share of them.
 BLOCKS: tuple[dict[str, Any], ...] = (
     {"rotate": "none", "score": "magnitude"}, {"rotate": "none", "score": "column_norm"}, {"rotate": "none", "score": "saliency"},
     {"rotate": "head", "score": "magnitude"}, {"rotate": "head", "score": "saliency"},
     {"rotate": "ffn", "score": "magnitude"}, {"rotate": "ffn", "score": "saliency"}, {"rotate": "all", "score": "magnitude"},
     {"rotate": "none", "score": "magnitude", "repair": "low_rank"},
     {"rotate": "head", "score": "magnitude", "repair": "low_rank"},
+    {"rotate": "none", "score": "magnitude", "select": "threshold"},
+    {"rotate": "none", "score": "column_norm", "select": "threshold"},
+    {"rotate": "head", "score": "magnitude", "select": "threshold"},
+    {"rotate": "head", "score": "magnitude", "refine": FEW},
+    {"rotate": "head", "score": "magnitude", "select": "threshold", "refine": FEW},
 )
 HEADS = ("dense", "inputs", "refined")
 ALLOCATIONS = ("uniform", "spread")
@@ -49,7 +60,7 @@ Candidate = Mapping[str, Any]
 def candidates(blocks: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every head and allocation with these blocks; costs are not known where a repair changes them."""
     allocations = ALLOCATIONS if blocks.get("repair", "none") == "none" else ("uniform",)
-    heads = HEADS[1:] if blocks["rotate"] == "head" else HEADS
+    heads = HEADS[-1:] if "refine" in blocks else HEADS[1:] if blocks["rotate"] == "head" else HEADS
     return [{**blocks, "head": head, "allocation": allocation} for head in heads for allocation in allocations]
 
 
@@ -70,7 +81,7 @@ def searched(checkpoint, name: str) -> list[dict[str, Any]]:
     loaded: dict[str, Bench] = {}
     rows: list[dict[str, Any]] = []
     for blocks in BLOCKS:
-        params = {"model": name, "candidates": candidates(blocks), "shares": SHARES, "fitted": FITTED, "costs": COSTS,
+        params = {"model": name, "candidates": candidates(blocks), "shares": shares_of(blocks), "fitted": FITTED, "costs": COSTS,
                   "judged": JUDGED, "head_every": HEAD_EVERY[name], "every": JUDGED_EVERY[name], "dtype": DTYPE}
         rows += checkpoint.item(params, partial(search, loaded, params))
         print(f"{name} {blocks} done", flush=True)
@@ -82,14 +93,19 @@ def tried(checkpoint, name: str, best: Candidate) -> dict[str, Any]:
     loaded: dict[str, Bench] = {}
     data: dict[str, Any] = {"held out": {}}
     for label, candidate in {"chosen": best, **ablations(best)}.items():
-        params = {"model": name, "candidate": candidate, "shares": ALONG if label == "chosen" else SHARES, "costs": COSTS,
-                  "text": TEXT, "every": EVERY[name], "head_every": HEAD_EVERY[name], "calibration": common.CALIBRATION,
-                  "dtype": DTYPE}
+        shares = ALONG if label == "chosen" else shares_of(candidate)
+        params = {"model": name, "candidate": candidate, "shares": shares, "costs": COSTS, "text": TEXT, "every": EVERY[name],
+                  "head_every": HEAD_EVERY[name], "calibration": common.CALIBRATION, "dtype": DTYPE}
         found = checkpoint.item(params, partial(held_out, loaded, params))
         data["held out"][label] = {"candidate": candidate, "points": found["points"]}
         data.update(dense=found["dense"], ids=found["ids"])
         print(f"{name} {label} done", flush=True)
     return data
+
+
+def shares_of(parts: Mapping[str, Any]) -> tuple[float, ...]:
+    """Shares to make recipes for, so that their quality is known at `SHARES`."""
+    return AROUND if parts.get("select") == "threshold" else SHARES
 
 
 def parts_of(candidate: Candidate) -> dict[str, Any]:
@@ -124,8 +140,9 @@ def search(loaded: dict[str, Bench], params: dict) -> list[dict[str, Any]]:
         fitted, known = measured_costs(bench, params["candidates"], params["costs"], params["head_every"], params["fitted"])
         recipes = [(c, share, recipe) for c in params["candidates"]
                    for share, recipe in wanted(bench, c, params["shares"], known.get(c["head"]))]
-        points = made(fitted, [(share, recipe) for _, share, recipe in recipes])
-        rows = measured(bench, points, params["every"], partial(by_design, bench))["points"]
+        points = made(bench, fitted, [(share, recipe) for _, share, recipe in recipes], params["fitted"])
+        thresholds = params["candidates"][0].get("select") == "threshold"
+        rows = measured(bench, points, params["every"], None if thresholds else partial(by_design, bench))["points"]
     finally:
         bench.ids = held
     for (candidate, _, _), row in zip(recipes, rows, strict=True):
@@ -168,9 +185,14 @@ def carried(fitted: Plan, recipe: Recipe) -> Plan:
     return Plan(recipe, tensors, widths, fitted.calibration)
 
 
-def made(fitted: Plan, found: Sequence[tuple[float, Recipe | str]]) -> list[Point]:
-    """Points of recipes that share one fit."""
-    return points_of(found, (carried(fitted, recipe) for _, recipe in found if isinstance(recipe, Recipe)))
+def made(
+    bench: Bench, fitted: Plan, found: Sequence[tuple[float, Recipe | str]], calibration: Mapping[str, Any]
+) -> list[Point]:
+    """Points of recipes that share one fit, but for thresholds, which have their own at every density."""
+    recipes = [recipe for _, recipe in found if isinstance(recipe, Recipe)]
+    if any(isinstance(rule.select, Threshold) for recipe in recipes for rule in recipe.rules):
+        return points_of(found, fit_many(recipes, bench.fitted, bench.tokenizer, **calibration))
+    return points_of(found, (carried(fitted, recipe) for recipe in recipes))
 
 
 def held_out(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
@@ -182,19 +204,42 @@ def held_out(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
 
 
 def chosen(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """The candidate with the lowest mean log KL over models and shares, of those that reach every share on every model."""
-    scores: dict[str, list[float]] = {}
+    """The candidate with the lowest mean log KL over models and `SHARES`, of those that reach every share on every model."""
     known: dict[str, dict[str, Any]] = {}
+    scores: dict[str, float] = {}
     for rows in found.values():
-        for row in rows:
-            key = str(sorted(row["candidate"].items()))
-            known[key] = dict(row["candidate"])
-            kl = Quality.from_json(row["quality"]).divergence().value if "quality" in row else math.inf
-            scores.setdefault(key, []).append(math.log(max(kl, 1e-12)))
-    best = min(scores, key=lambda key: (sum(scores[key]), key))
-    if math.isinf(sum(scores[best])):
+        for candidate, kls in kl_of_candidates(rows, SHARES):
+            key = str(sorted(candidate.items()))
+            known[key] = candidate
+            scores[key] = scores.get(key, 0.0) + sum(math.inf if kl is None else math.log(max(kl, 1e-12)) for kl in kls)
+    best = min(scores, key=lambda key: (scores[key], key))
+    if math.isinf(scores[best]):
         raise SparsityError("No candidate reaches every share on every model. Fix: search lower shares.")
     return known[best]
+
+
+def kl_of_candidates(
+    rows: Sequence[Mapping[str, Any]], shares: Sequence[float]
+) -> list[tuple[dict[str, Any], list[float | None]]]:
+    """Each candidate of one model's rows, and its KL at `shares`, None where it has none.
+
+    Top-k meets the shares that recipes are made for; what thresholds skip is counted, and read off between measured points.
+    """
+    together: list[tuple[dict[str, Any], list[Mapping[str, Any]]]] = []
+    for row in rows:
+        if not together or together[-1][0] != row["candidate"]:
+            together.append((dict(row["candidate"]), []))
+        together[-1][1].append(row)
+    found = []
+    for candidate, own in together:
+        points = [(row["share"], Quality.from_json(row["quality"])) for row in own if "quality" in row]
+        if candidate.get("select") == "threshold":
+            line = Curve.of(own)
+            kls = [None if line is None else line.kl_at(share) for share in shares]
+        else:
+            kls = [next((p.divergence() for s, p in points if abs(s - share) < 1e-9), None) for share in shares]
+        found.append((candidate, [None if kl is None else kl.value for kl in kls]))
+    return found
 
 
 def current() -> dict[str, Any]:
@@ -214,16 +259,19 @@ def candidate_points(
 ) -> list[Point]:
     """A candidate at every share, its costs measured anew."""
     fitted, known = measured_costs(bench, [candidate], costs, every, calibration)
-    return made(fitted, wanted(bench, candidate, shares, known.get(candidate["head"])))
+    return made(bench, fitted, wanted(bench, candidate, shares, known.get(candidate["head"])), calibration)
 
 
 def ablations(best: Candidate) -> dict[str, dict[str, Any]]:
     """The chosen candidate without one of its parts each."""
+    plain = {key: value for key, value in best.items() if key != "refine"}  # says nothing where no word is read twice
     found = {
         "without rotation": {**best, "rotate": "none"}, "rotation at the head only": {**best, "rotate": "head"},
-        "without refined words": {**best, "head": "inputs"},
-        "without the head": {**best, "head": "dense", "rotate": "none" if best["rotate"] == "head" else best["rotate"]},
+        "without refined words": {**plain, "head": "inputs"},
+        "without the head": {**plain, "head": "dense", "rotate": "none" if best["rotate"] == "head" else best["rotate"]},
         "without the shared budget": {**best, "allocation": "uniform"},
+        "by rank": {key: value for key, value in best.items() if key != "select"},
+        "more refined words": {key: value for key, value in best.items() if key != "refine"},
         "by plain size": {**best, "score": "magnitude"}, "without low rank": {**best, "repair": "none"},
     }
     return {label: each for label, each in found.items() if {"repair": "none", **each} != {"repair": "none", **best}}

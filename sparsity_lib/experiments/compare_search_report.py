@@ -13,6 +13,7 @@ from sparsity_lib.evaluate.quality import Quality
 from sparsity_lib.experiments import compare_granular
 from sparsity_lib.experiments.claws_report import cell, label, points, short
 from sparsity_lib.experiments.compare_report import SINGLE, SLACK, at_share, best_single, curve, quality_points
+from sparsity_lib.experiments.compare_search import kl_of_candidates
 from sparsity_lib.report import Number
 from sparsity_lib.verdicts import Verdict, effect, kept
 
@@ -20,7 +21,8 @@ Data = Mapping[str, Any]
 NAMES = {"rotate": {"none": "nothing rotated", "head": "head rotated", "ffn": "gate, up and head rotated",
          "all": "q, k, v, gate, up and head rotated"}, "head": {"dense": "dense head", "inputs": "head's inputs",
          "refined": "head read twice"}, "allocation": {"uniform": "one density", "spread": "shared budget"},
-         "score": {"magnitude": "size", "column_norm": "size times column norm", "saliency": "size times gradient"}}
+         "score": {"magnitude": "size", "column_norm": "size times column norm", "saliency": "size times gradient"},
+         "select": {"threshold": "by thresholds"}}
 #: How much smaller than the best single method's KL the search has to be.
 ASKED = 0.75
 
@@ -28,17 +30,18 @@ ASKED = 0.75
 def named(candidate: Data) -> str:
     """A candidate in words."""
     words = [NAMES["rotate"][candidate["rotate"]], NAMES["score"][candidate["score"]]]
+    words += [NAMES["select"][candidate["select"]]] if "select" in candidate else []
     words += ["low rank"] if candidate.get("repair", "none") != "none" else []
-    return ", ".join([*words, NAMES["head"][candidate["head"]], NAMES["allocation"][candidate["allocation"]]])
+    few = f" ({100 * candidate['refine']:.1f}% of words)" if "refine" in candidate else ""
+    return ", ".join([*words, NAMES["head"][candidate["head"]] + few, NAMES["allocation"][candidate["allocation"]]])
 
 
 def search_rows(data: Data, shares: Sequence[float]) -> list[list[Any]]:
     """Candidate, and its KL on calibration text by model and share; from best to worst by the mean log, then those that fail."""
     by_name: dict[str, list[float | None]] = {}
     for model in data["models"].values():
-        for row in model["search"]:
-            kl = Quality.from_json(row["quality"]).divergence().value if "quality" in row else None
-            by_name.setdefault(named(row["candidate"]), []).append(kl)
+        for candidate, kls in kl_of_candidates(model["search"], shares):
+            by_name.setdefault(named(candidate), []).extend(kls)
 
     def order(item: tuple[str, list[float | None]]) -> tuple[int, float]:
         there = [kl for kl in item[1] if kl is not None]
@@ -49,7 +52,7 @@ def search_rows(data: Data, shares: Sequence[float]) -> list[list[Any]]:
 
 
 def held_out(data: Data, model: str, part: str, share: float) -> Quality | None:
-    """The chosen candidate ("chosen") or an ablation on evaluation text."""
+    """The chosen candidate ("chosen") or an ablation on evaluation text, as made for a share (met by rank, not by thresholds)."""
     rows = data["models"][model]["held out"][part]["points"]
     found = next((row for row in rows if abs(row["share"] - share) < 1e-9 and "quality" in row), None)
     return None if found is None else Quality.from_json(found["quality"])

@@ -6,7 +6,7 @@ import dataclasses
 
 from sparsity_lib.checks import fraction
 from sparsity_lib.errors import SparsityError
-from sparsity_lib.parts.base import Score, Transform
+from sparsity_lib.parts.base import Score, Select, Transform
 from sparsity_lib.parts.refine import Refine
 from sparsity_lib.parts.scores import Magnitude
 from sparsity_lib.parts.select import TopK
@@ -16,12 +16,16 @@ from sparsity_lib.sites import HEAD_IN
 
 
 def head_rule(
-    density: float, *, transform: Transform | None = None, score: Score | None = None, refine: float = 0.0
+    density: float, *, transform: Transform | None = None, score: Score | None = None, refine: float = 0.0,
+    select: Select | None = None,
 ) -> Rule:
-    """Top-k on the head's input; with `refine`, that share of the vocabulary is then read in full (`parts.refine`)."""
+    """Top-k on the head's input, or another selection.
+
+    With `refine`, that share of the vocabulary is then read in full (`parts.refine`).
+    """
     fraction("refine", refine, zero=True)
     repair = (Refine(refine),) if refine else ()
-    return Rule(HEAD_IN, TopK(density), score or Magnitude(), transform or Identity(), repair)
+    return Rule(HEAD_IN, select or TopK(density), score or Magnitude(), transform or Identity(), repair)
 
 
 def with_head(recipe: Recipe, density: float | None = None, **options) -> Recipe:

@@ -9,16 +9,17 @@ from torch import nn
 from sparsity_lib.checks import fraction
 from sparsity_lib.errors import refuse, unknown
 from sparsity_lib.methods.head import head_rule
-from sparsity_lib.parts.base import Repair, Score
+from sparsity_lib.parts.base import Repair, Score, Select
 from sparsity_lib.parts.repairs import LowRank
 from sparsity_lib.parts.saliency import Saliency
 from sparsity_lib.parts.scores import ColumnNorm, Magnitude
-from sparsity_lib.parts.select import TopK
+from sparsity_lib.parts.select import Threshold, TopK
 from sparsity_lib.parts.transforms import Identity, Rotate
 from sparsity_lib.recipe import Recipe, Rule
 from sparsity_lib.sites import DOWN_IN, HEAD_IN, O_IN, QKV_IN, UP_IN
 
 SCORES: dict[str, Score] = {"magnitude": Magnitude(), "column_norm": ColumnNorm(), "saliency": Saliency()}
+SELECTS: dict[str, type[Select]] = {"topk": TopK, "threshold": Threshold}
 REPAIRS: dict[str, tuple[Repair, ...]] = {"none": (), "low_rank": (LowRank(),)}
 #: What happens at the head: nothing, its inputs are dropped like the blocks', or the likely words are then read in full.
 HEADS = ("dense", "inputs", "refined")
@@ -31,9 +32,9 @@ REFINE = 0.02
 
 def combined(
     density: float = 0.5, *, rotate: str = "head", score: str = "magnitude", repair: str = "none", head: str = "refined",
-    refine: float = REFINE,
+    refine: float = REFINE, select: str = "topk",
 ) -> Recipe:
-    """One density and one score for all sites; `rotate` is a key of `ROTATED`. The search chose the defaults.
+    """One density, one score and one selection for all sites; `rotate` is a key of `ROTATED`. The search chose the defaults.
 
     Raises
     ------
@@ -42,19 +43,22 @@ def combined(
     """
     fraction("density", density)
     fraction("refine", refine)
-    options = {"score": (score, SCORES), "repair": (repair, REPAIRS), "head": (head, HEADS), "rotate": (rotate, ROTATED)}
+    options = {"score": (score, SCORES), "repair": (repair, REPAIRS), "head": (head, HEADS), "rotate": (rotate, ROTATED),
+               "select": (select, SELECTS)}
     for name, (value, table) in options.items():
         if not isinstance(value, str) or value not in table:
             raise unknown(name, value, table)
     if rotate != "none" and score == "column_norm":
         raise refuse("score of rotated inputs", score, "one that knows the rotation", "score='saliency', or rotate='none'")
     basis = {site: Rotate() if site in ROTATED[rotate] else Identity() for site in (QKV_IN, O_IN, UP_IN, DOWN_IN, HEAD_IN)}
-    rules = [Rule(site, TopK(density), SCORES[score], basis[site], REPAIRS[repair])
+    chosen = SELECTS[select](density)
+    rules = [Rule(site, chosen, SCORES[score], basis[site], REPAIRS[repair])
              for site in (QKV_IN, O_IN, UP_IN, DOWN_IN)]
     if head != "dense":
         again = refine if head == "refined" else 0.0
-        rules.append(head_rule(density, transform=basis[HEAD_IN], score=SCORES[score], refine=again))
-    words = [f"rotated {rotate}", score, *([] if repair == "none" else [repair]), f"head {head}"]
+        rules.append(head_rule(density, transform=basis[HEAD_IN], score=SCORES[score], refine=again, select=chosen))
+    words = [f"rotated {rotate}", score, *(() if select == "topk" else (select,)), *(() if repair == "none" else (repair,)),
+             f"head {head}"]
     return Recipe("combined " + ", ".join(words), tuple(rules))
 
 
