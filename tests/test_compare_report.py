@@ -119,7 +119,7 @@ def test_the_choice_stands_beside_methods_and_shows_where_its_budget_went():
 
 
 def speed_row(method, share, ratio, token_share=1.0):
-    ratios = [ratio * (1 + 0.001 * (i % 3 - 1)) for i in range(9)]
+    ratios = [[ratio * (1 + 0.001 * (i % 3 - 1)) for i in range(9)] for build in range(3)]
     return {"method": method, "share": share, "skipped": share, "ratio": ratio, "ratios": ratios, "dense": 0.01,
             "sparse": 0.01 / ratio, "bytes": {"dense": 10, "sparse": 6}, "bandwidth": 1.0, "token_share": token_share}
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sparsity_lib import SparsityError
-from sparsity_lib.evaluate.bootstrap import Interval, mean_interval, median_interval, ratio_interval, resample
+from sparsity_lib.evaluate.bootstrap import Interval, mean_interval, median_interval, median_of_groups, ratio_interval, resample
 from sparsity_lib.evaluate.quality import Quality, difference
 
 
@@ -111,3 +111,15 @@ def test_a_median_lies_in_its_interval_and_knows_its_units():
     assert median_interval([2.0]).to_json() == [2.0, 2.0, 2.0]
     narrow = median_interval(np.tile(values, 16))
     assert narrow.high - narrow.low < 0.5 * (found.high - found.low)
+def test_a_median_over_groups_knows_what_a_group_is_worth():
+    rng = np.random.default_rng(3)
+    alike = 1 + 0.01 * rng.standard_normal((5, 12))
+    apart = alike + np.array([[-0.2], [-0.1], [0.0], [0.1], [0.2]])
+    near, far = median_of_groups(alike)[0], median_of_groups(apart)[0]
+    assert near.high - near.low < 0.02 < 0.1 < far.high - far.low and far.low < far.value < far.high
+    assert near.value == np.median(np.median(alike, axis=1)) and median_of_groups([[2.0]])[0].to_json() == [2.0, 2.0, 2.0]
+    # equal seeds draw the same groups: what two share cancels
+    other = median_of_groups(apart + 0.05)[1] - median_of_groups(apart)[1]
+    assert np.allclose(other, 0.05)
+
+

@@ -1,5 +1,7 @@
 """The compiled decoder against Hugging Face's own forward, token by token."""
 
+import dataclasses
+
 import pytest
 import torch
 from core_tiny import tiny, tokens
@@ -11,10 +13,11 @@ from sparsity_lib.decode import Decoder, RandomSource
 from sparsity_lib.decode.architecture import Architecture
 from sparsity_lib.decode.rules import Choice
 from sparsity_lib.ops import library, reference
-from sparsity_lib.parts.scores import ColumnNorm
+from sparsity_lib.parts.scores import ColumnNorm, Value
 from sparsity_lib.parts.select import Threshold, TopK
 from sparsity_lib.parts.shift import Shift
 from sparsity_lib.parts.transforms import Rotate
+from sparsity_lib.sites import find_sites
 
 pytestmark = pytest.mark.skipif(library.path() is None, reason="no compiled library")
 IDS = tokens(4, 10)
@@ -67,7 +70,7 @@ def sparse():
     everywhere = Recipe("inputs", tuple(Rule(site, Threshold(0.5)) for site in ("qkv_in", "o_in", "up_in", "down_in")))
     return [
         recipes.cats(0.5), recipes.claws(0.5), recipes.gate_topk(0.4), everywhere,
-        recipes.larosa(0.5),
+        recipes.larosa(0.5), recipes.gaussian(0.4), recipes.gaussian_inputs(0.5),
         Recipe("wina", (Rule("down_in", TopK(0.5), ColumnNorm()), Rule("o_in", TopK(0.5), ColumnNorm()))),
     ]
 
@@ -83,6 +86,49 @@ def test_sparse_logits_are_the_installed_plans(family, recipe):
     dense.prefill(ids[:, :4])
     dense.step(5)
     assert decoder.bytes_read < dense.bytes_read
+
+
+LOW_RANK = [
+    recipes.rsparse(0.5, rank_share=0.2), recipes.rsparse(0.4, select="topk", aware=True),
+    recipes.combined(0.5, rotate="all", repair="low_rank", head="dense"), recipes.with_head(recipes.rsparse(0.5, rank_share=0.1)),
+]
+
+
+@pytest.mark.parametrize("recipe", LOW_RANK, ids=range(len(LOW_RANK)))
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2"])
+def test_what_is_dropped_goes_through_a_low_rank_product(family, recipe):
+    """Matrices that are joined have a block of the product each, the zeros between which are read too."""
+    model, ids = tiny(family), tokens(1, 20, seed=3)
+    plan = fit(recipe, model, ids=IDS)
+    decoder = Decoder(model, plan, capacity=20)
+    assert forced(model, plan, ids, decoder, prompt=4) < 1e-4
+    bare = dataclasses.replace(recipe, rules=tuple(dataclasses.replace(rule, repair=()) for rule in recipe.rules))
+    without = Decoder(model, fit(bare, model, ids=IDS), capacity=20)
+    for each in (decoder, without):
+        each.prefill(ids[:, :4])
+        each.step(5)
+    sites = find_sites(model)
+    added = sum(piece.weights_read(site) for rule, site in recipe.placed(sites) for piece in rule.repair)
+    assert decoder.bytes_read >= without.bytes_read + 4 * added * (0.9 if recipe.rules[0].select.kind == "topk" else 0)
+
+
+def test_values_are_not_ranked_with_their_sign():
+    model = tiny("llama")
+    plan = fit(Recipe("values", (Rule("gate", TopK(0.5), Value()),)), model, ids=IDS)
+    with pytest.raises(SparsityError, match="rank sizes, not values"):
+        Decoder(model, plan)
+    low = ((torch.ones(32, 2), torch.ones(2, 32)),)
+    moved, scaled = Choice(k=3, low_rank=low, shift=torch.ones(32)), Choice(k=3, low_rank=low, repair=True)
+    for wrong, site in ((moved, "o_in"), (scaled, "o_in"), (Choice(k=3, low_rank=low), "gate")):
+        with pytest.raises(SparsityError, match="stands alone|does not repair"):
+            wrong.check(site, 32)
+
+
+def test_a_gaussian_that_keeps_all_keeps_all():
+    model, ids = tiny("llama"), tokens(1, 20, seed=3)
+    for recipe in (recipes.gaussian(1.0), recipes.gaussian_inputs(1.0)):
+        plan = fit(recipe, model, ids=IDS)
+        assert forced(model, None, ids, Decoder(model, plan, capacity=20), prompt=4) < 1e-4
 
 
 HEADS = [

@@ -9,6 +9,14 @@ int64_t widest(const Decoder& m) {
     int64_t n = m.hidden;
     if (m.heads * m.head_dim > n) n = m.heads * m.head_dim;
     if (m.neurons > n) n = m.neurons;
+    auto meet = [&](const Weight& w, const Site& site) {
+        if (site.active && w.rows > n) n = w.rows;  // with what is never dropped
+    };
+    meet(m.head, m.at_head);
+    for (int64_t i = 0; i < m.layer_count; i++) {
+        const Layer& l = m.layers[i];
+        meet(l.qkv, l.at_qkv), meet(l.o, l.at_o), meet(l.gate_up, l.at_up), meet(l.down, l.at_down);
+    }
     return n + 128;  // and the padding of the widest line
 }
 
@@ -16,13 +24,17 @@ bool fits(const Weight& w, const Site& site, int64_t inputs, int64_t outputs) {
     if (site.rotated && (!site.active || !good(&site.rotation) || site.rotation.rows != inputs || site.rotation.cols != inputs))
         return false;
     if (site.active && !good(site.select, true)) return false;
-    return good(&w) && (site.active ? w.rows == inputs && w.cols == outputs : w.rows == outputs && w.cols == inputs);
+    if (site.lowered && (!site.active || !good(&site.low) || site.low.cols != inputs ||
+                         (site.rotated && site.low.padded != site.rotation.padded)))
+        return false;
+    const int64_t extra = site.lowered ? site.low.rows : 0;
+    return good(&w) && (site.active ? w.rows == inputs + extra && w.cols == outputs : w.rows == outputs && w.cols == inputs);
 }
 
 // A projection in stripes, or as one weight.
 bool fits(const Weight& w, const Site& site, const Stripes& stripes, int64_t inputs, int64_t outputs) {
     if (!stripes.count) return fits(w, site, inputs, outputs);
-    return !site.active && !site.rotated && good(stripes.first, stripes.count, inputs, outputs, true);
+    return !site.active && !site.rotated && !site.lowered && good(stripes.first, stripes.count, inputs, outputs, true);
 }
 
 bool good(const Decoder& m) {
@@ -44,7 +56,7 @@ bool good(const Decoder& m) {
             !m.sine[l.rope] || !fits(l.qkv, l.at_qkv, l.stripes_qkv, m.hidden, q + 2 * kv) ||
             !fits(l.o, l.at_o, l.stripes_o, q, m.hidden) ||
             !fits(l.down, at_down, m.neurons, m.hidden) || (l.at_up.active && l.at_gate.active) ||
-            (l.at_gate.active && l.at_down.active) || l.at_gate.rotated || (l.at_gate.active && l.at_gate.select.repair) ||
+            (l.at_gate.active && l.at_down.active) || l.at_gate.rotated || l.at_gate.lowered || (l.at_gate.active && l.at_gate.select.repair) ||
             (l.stripes_gate.count && !l.at_gate.active))
             return false;
         if (l.at_up.active ? !fits(l.gate_up, l.at_up, m.hidden, 2 * m.neurons)
@@ -59,7 +71,7 @@ bool good(const Decoder& m) {
 struct Buffers {
     Scratch scratch[MAX_THREADS];
     float *residual[MAX_THREADS], *scores[MAX_THREADS], *wide[MAX_THREADS];
-    float *qkv, *attention, *out, *gates, *products, *ffn, *rotated, *partial[2];
+    float *qkv, *attention, *out, *gates, *products, *ffn, *rotated, *lowered, *partial[2];
     double* bytes;
     float* order;
     int32_t *words, *among;
@@ -82,6 +94,7 @@ void carve_all(Carver& c, const Decoder& m, int threads, Buffers& b) {
     b.products = c.take<float>(m.neurons);
     b.ffn = c.take<float>(m.hidden);
     b.rotated = c.take<float>(n);
+    b.lowered = c.take<float>(n);
     b.bytes = c.take<double>(threads);
     for (float*& each : b.partial) each = c.take<float>(SHARES * SHARED_SUMS);
     const int64_t words = m.refined ? m.vocabulary : 0;
@@ -116,7 +129,7 @@ EXPORT int sparsity_decode(const Decoder* model, int64_t token, int64_t position
     Carver real{base};
     carve_all(real, *model, threads, b);
     for (int i = 0; i < threads; i++) b.bytes[i] = 0;
-    DecodeStep step{model, token, position, logits, b.qkv, b.attention, b.out, b.gates, b.products, b.ffn, b.rotated,
+    DecodeStep step{model, token, position, logits, b.qkv, b.attention, b.out, b.gates, b.products, b.ffn, b.rotated, b.lowered,
                     {b.partial[0], b.partial[1]}, b.bytes, b.scratch, b.residual, b.scores, b.wide, b.order, b.words, b.among,
                     b.keys, b.found};
     run_team([](const Team& team, void* a) { kernels->decode(team, *static_cast<DecodeStep*>(a)); }, &step, threads);

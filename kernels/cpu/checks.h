@@ -43,6 +43,9 @@ inline bool good(const Vectors& v, int64_t width, int most = MAX_BATCH) {
 // A repair is for what each token keeps alone.
 inline bool good(const Select& s, bool repairs) {
     const bool groups = s.group >= 1 && s.group <= 64 && s.by_rank && s.k >= 1 && s.k <= s.group;
+    const bool law = s.law == LAW_NORMAL || s.law == LAW_HALF_NORMAL;
+    if (s.with_sign && (s.by_rank || s.group)) return false;
+    if (s.law != LAW_NONE && (!law || s.by_rank || s.threshold_each)) return false;
     return (s.group == 0 || groups) && (s.repair == REPAIR_NONE || (s.repair == REPAIR_VARIANCE && repairs));
 }
 

@@ -6,12 +6,12 @@
 
 namespace ISA {
 
-// score_i = |x_i - shift_i| * scale_i; value_i = x_i - shift_i.
+// score_i = |x_i - shift_i| * scale_i, or with its sign; value_i = x_i - shift_i.
 static inline void score_entries(const Select& s, const float* x, int64_t n, float* value, float* score) {
     for (int64_t i = 0; i < n; i++) {
         const float v = s.shift ? x[i] - s.shift[i] : x[i];
         value[i] = v;
-        score[i] = (s.scale ? s.scale[i] : 1.0f) * __builtin_fabsf(v);
+        score[i] = (s.scale ? s.scale[i] : 1.0f) * (s.with_sign ? v : __builtin_fabsf(v));
     }
 }
 
@@ -23,6 +23,26 @@ static inline int64_t append(int32_t* kept, int64_t m, int64_t first, __mmask16 
     return m + __builtin_popcount(mask);
 }
 #endif
+
+// The threshold that a law makes of the scores' moments.
+static inline float law_threshold(const Select& s, const float* score, int64_t n) {
+    const auto mean_square = [&](float from) {
+        vf sums = (vf){};
+        float rest = 0.0f;
+        int64_t i = 0;
+        for (; i + LANES <= n; i += LANES) sums += (load(score + i) - from) * (load(score + i) - from);
+        for (; i < n; i++) rest += (score[i] - from) * (score[i] - from);
+        return (sum(sums) + rest) / n;
+    };
+    if (s.law == LAW_HALF_NORMAL) return s.threshold * __builtin_sqrtf(mean_square(0.0f));
+    vf sums = (vf){};
+    float rest = 0.0f;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) sums += load(score + i);
+    for (; i < n; i++) rest += score[i];
+    const float mean = (sum(sums) + rest) / n;
+    return mean + s.threshold * __builtin_sqrtf(mean_square(mean));
+}
 
 static inline int64_t keep_by_threshold(const Select& s, const float* score, int64_t n, int32_t* kept) {
     int64_t m = 0, i = 0;
@@ -135,7 +155,7 @@ static inline __mmask16 first_of(__mmask16 lanes, int64_t count) {
 // The same with the values kept, in one go; -1 where the rule is another. value: room as `kept`. keys: for n + KEYS_MORE.
 static inline int64_t keep_at_once(const Select& s, const float* x, int64_t n, int32_t* kept, float* value, uint32_t* keys) {
 #if ISA_LEVEL == 2
-    if (s.group || s.repair || (s.by_rank && (s.k <= 0 || s.k >= n))) return -1;
+    if (s.group || s.repair || s.law || s.with_sign || (s.by_rank && (s.k <= 0 || s.k >= n))) return -1;
     const auto values = [&](int64_t i, __mmask16 there) {
         const __m512 v = _mm512_maskz_loadu_ps(there, x + i);
         return s.shift ? _mm512_sub_ps(v, _mm512_maskz_loadu_ps(there, s.shift + i)) : v;
@@ -190,6 +210,11 @@ static inline int64_t keep_at_once(const Select& s, const float* x, int64_t n, i
 // Indices of the entries kept, ascending; returns their number. kept: room for n + LANES. keys: for n + KEYS_MORE.
 static inline int64_t keep_entries(const Select& s, const float* score, int64_t n, int32_t* kept, uint32_t* keys) {
     if (s.group) return keep_by_groups(s, score, n, kept, (int32_t*)keys);
+    if (s.law) {
+        Select own = s;
+        own.threshold = law_threshold(s, score, n);
+        return keep_by_threshold(own, score, n, kept);
+    }
     return s.by_rank ? keep_by_rank(score, n, s.k, kept, keys) : keep_by_threshold(s, score, n, kept);
 }
 

@@ -98,6 +98,12 @@ static Output project(const Team& team, const DecodeStep& s, const Weight& w, co
         note(team, s, row_size(w) * w.rows);
         return Output{&w, bias, y, 0};
     }
+    const int64_t extra = site.lowered ? site.low.rows : 0, inputs = w.rows - extra;
+    if (site.lowered) {
+        rows_of(team, site.low, 0, arranged(site.low, x, s.wide[team.index]), s.lowered);
+        note(team, s, row_size(site.low) * extra);
+        if (!site.rotated) team.wait();
+    }
     if (site.rotated) {
         rows_of(team, site.rotation, 0, arranged(site.rotation, x, s.wide[team.index]), s.rotated);
         note(team, s, row_size(site.rotation) * site.rotation.rows);
@@ -105,7 +111,8 @@ static Output project(const Team& team, const DecodeStep& s, const Weight& w, co
         x = s.rotated;
     }
     int64_t kept;
-    const int64_t count = choose_rows(site.select, x, 0, w.rows, 1, SHARE_OWN, b, &kept);
+    int64_t count = choose_rows(site.select, x, 0, inputs, 1, SHARE_OWN, b, &kept);
+    for (int64_t r = 0; r < extra; r++, count++) b.rows[count] = (int32_t)(inputs + r), b.factors[count] = s.lowered[r];
     note(team, s, row_size(w) * count);
     return add_kept(team, b, w, bias, b.factors, count, y, partial);
 }
@@ -178,7 +185,11 @@ static void expand(const Team& team, const DecodeStep& s, const Layer& layer, co
 static Output contract(const Team& team, const DecodeStep& s, const Layer& layer) {
     const Decoder& m = *s.model;
     const Scratch& b = s.scratch[team.index];
-    const int64_t padded = layer.at_down.rotated ? layer.at_down.rotation.padded : layer.at_down.active ? m.neurons : layer.down.padded;
+    const Site& site = layer.at_down;
+    const int64_t padded = site.rotated   ? site.rotation.padded
+                           : site.lowered ? site.low.padded
+                           : site.active  ? m.neurons
+                                          : layer.down.padded;
     __builtin_memcpy(b.x, s.products, m.neurons * sizeof(float));
     for (int64_t i = m.neurons; i < padded; i++) b.x[i] = 0.0f;
     return project(team, s, layer.down, layer.down_bias, layer.at_down, {}, b.x, s.ffn, s.partial[1]);

@@ -9,11 +9,13 @@ static inline int64_t scores_pitch(int64_t capacity) { return (capacity + 31) / 
 
 // What is dropped in front of a projection; without it the projection is dense, and packed by outputs.
 // rotation: by outputs, Q^T; entries are dropped from Q^T x, and the projection holds W Q.
+// low: by outputs, V; V x is never dropped: it comes after the inputs, and what multiplies it after their rows.
 struct Site {
     Select select;
-    Weight rotation;
+    Weight rotation, low;
     int32_t active;
     int32_t rotated;
+    int32_t lowered;
 };
 
 // Stripes in front of a projection, which have its weights and rules; none where `count` is 0.
@@ -57,7 +59,7 @@ struct DecodeStep {
     int64_t token, position;
     float* logits;  // [vocabulary]
     // Shared between threads.
-    float *qkv, *attention, *out, *gates, *products, *ffn, *rotated;
+    float *qkv, *attention, *out, *gates, *products, *ffn, *rotated, *lowered;
     float* partial[2];  // parts of products whose rows are divided (shares.h), in turn
     double* bytes;      // of weights and cache read, one sum a thread
     Scratch* scratch;

@@ -24,17 +24,17 @@ static inline int64_t count_from(const uint32_t* keys, int64_t n, uint32_t floor
 static inline float rank_keys(const float* score, int64_t n, uint32_t* keys) {
     vf sums = (vf){};
     float total = 0.0f;
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
+    const int64_t whole = n / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES) {
         const vf own = load(score + i);
         *(vu_any*)(keys + i) = (vu)own & 0x7fffffffu;
         sums += own;
     }
-    for (; i < n; i++) {
+    for (int64_t i = whole; i < n; i++) {
         keys[i] = rank_key(score[i]);
         total += score[i];
     }
-    for (; i < n + KEYS_MORE; i++) keys[i] = 0;
+    for (int64_t i = n; i < n + KEYS_MORE; i++) keys[i] = 0;
     return (sum(sums) + total) / n;
 }
 

@@ -21,6 +21,7 @@ from sparsity_lib.ops import library
 from sparsity_lib.ops.packed import Packed, pack, pair
 from sparsity_lib.ops.reference import ACTIVATIONS
 from sparsity_lib.parts.refine import Refine
+from sparsity_lib.parts.select import LAWS
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import track
 from sparsity_lib.sites import HEAD_IN, SiteMap, find_sites
@@ -138,12 +139,16 @@ class Decoder:
         each = choice.threshold if isinstance(choice.threshold, Tensor) else None
         rule = library.Select(self._keep(choice.shift), self._keep(choice.scale), self._keep(each),
                               0.0 if each is not None else choice.threshold,
-                              int(choice.k is not None), choice.k or 0, choice.group or 0, int(choice.repair))
-        if choice.rotation is None:
-            return structures.Site(select=rule, active=1)
-        rotation = pack(choice.rotation.T.to(self.source.dtype), "outputs")
-        self._alive.append(rotation)
-        return structures.Site(rule, library.weight_of(rotation), 1, 1)
+                              int(choice.k is not None), choice.k or 0, choice.group or 0, int(choice.repair),
+                              0 if choice.law is None else 1 + list(LAWS).index(choice.law), int(choice.with_sign))
+        site = structures.Site(select=rule, active=1)
+        low = choice.lowering()
+        for name, flag, matrix in (("rotation", "rotated", None if choice.rotation is None else choice.rotation.T),
+                                   ("low", "lowered", low)):
+            if matrix is not None:
+                self._alive.append(packed := pack(matrix.to(self.source.dtype), "outputs"))
+                setattr(site, name, library.weight_of(packed)), setattr(site, flag, 1)
+        return site
 
     def _stripes(self, parts: list[Granular]) -> tuple[structures.Stripes, Tensor]:
         """The stripes of matrices that read the same x, one matrix after the other, and their biases."""
@@ -199,7 +204,7 @@ class Decoder:
         if choice is None:
             return {"head": whole()}
         choice.check(HEAD_IN, a.hidden)
-        weight, bias = choice.absorbed(self.source.embedding() if own is None else own, None)
+        weight, bias = choice.absorbed([self.source.embedding() if own is None else own], None)
         found = {"head": self._pack(weight, "inputs"), "at_head": self._site(choice), "head_bias": self._keep(bias)}
         if choice.refine:
             found |= {"head_rows": whole(), "refined": Refine(choice.refine).count(a.vocabulary)}
@@ -228,10 +233,8 @@ class Decoder:
                 setattr(layer, f"stripes_{name}", found), setattr(layer, f"{name}_bias", self._keep(bias))
                 return
             weights, biases = zip(*((source.matrix(i, m).detach(), source.bias(i, m)) for m in matrices.split()), strict=True)
-            weight = torch.cat(weights) if len(weights) > 1 else weights[0]
             bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
-            if choices[site] is not None:
-                weight, bias = choices[site].absorbed(weight, bias)
+            weight, bias = (choices[site] or Choice()).absorbed(weights, bias)
             setattr(layer, name, self._pack(weight, "outputs" if choices[site] is None else "inputs"))
             setattr(layer, f"{name}_bias", self._keep(bias))
 

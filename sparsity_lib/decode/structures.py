@@ -10,7 +10,7 @@ _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32,
 
 
 class Site(ctypes.Structure):
-    _fields_ = [("select", Select), ("rotation", Weight), ("active", _INT), ("rotated", _INT)]
+    _fields_ = [("select", Select), ("rotation", Weight), ("low", Weight), ("active", _INT), ("rotated", _INT), ("lowered", _INT)]
 
 
 class Stripes(ctypes.Structure):

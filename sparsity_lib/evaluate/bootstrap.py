@@ -86,3 +86,18 @@ def median_interval(values: Sequence[float]) -> Interval:
     values = np.asarray(values, dtype=np.float64)
     low, high = np.quantile(np.median(values[resample(len(values))], axis=1), [0.025, 0.975])
     return Interval(float(np.median(values)), float(low), float(high))
+
+
+def median_of_groups(values: Sequence[Sequence[float]], seed: int = 0) -> tuple[Interval, np.ndarray]:
+    """Median over groups [groups, units] of their medians, and its draws [resamples]: groups drawn anew, then units of each.
+
+    Such are rounds of a measurement that was set up several times. Equal seeds draw the same groups, so that pairs stay pairs.
+    """
+    medians = np.asarray(values, dtype=np.float64)
+    groups, units = medians.shape
+    chosen = resample(groups, seed=seed)
+    # [resamples, groups, units]
+    within = np.stack([medians[g][resample(units, seed=seed + 1 + g)] for g in range(groups)], axis=1)
+    drawn = np.median(np.take_along_axis(np.median(within, axis=2), chosen, axis=1), axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(float(np.median(np.median(medians, axis=1))), float(low), float(high)), drawn

@@ -9,9 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparsity_lib.cwic import measure, registry_of
-from sparsity_lib.cwic.inference import decoder
 from sparsity_lib.cwic.shipped import SHIPPED, load_shipped
-from sparsity_lib.decode import Decoder, ModelSource
 from sparsity_lib.evaluate.benchmarks import run_benchmarks
 from sparsity_lib.evaluate.quality import Quality, evaluate_other
 from sparsity_lib.experiments import common
@@ -60,12 +58,6 @@ def overheads(model: nn.Module) -> Overheads:
     head = model.get_output_embeddings().weight
     copy = head.numel() * head.element_size() if registry.head is not None else 0
     return Overheads(4 * (thresholds + 2 * entries), copy, own, entries + thresholds, 0, 2 * registry.dense)
-
-
-def decoders(bench: Bench, share: float, capacity: int) -> tuple[dict[str, Decoder], nn.Module]:
-    """The dense and the granular decoder, and the granular model."""
-    model = load(share)
-    return {"dense": Decoder(ModelSource(bench.model), capacity=capacity), "sparse": decoder(model, capacity=capacity)}, model
 
 
 def tasks(bench: Bench, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparsity_lib.evaluate.bench_result import BenchmarkResult
-from sparsity_lib.evaluate.bootstrap import RESAMPLES, Interval, median_interval, ratio_interval, resample
+from sparsity_lib.evaluate.bootstrap import RESAMPLES, Interval, median_of_groups, ratio_interval
 from sparsity_lib.evaluate.quality import Quality
 from sparsity_lib.experiments import compare_granular
 from sparsity_lib.experiments.claws_report import cell, label, points, short
@@ -125,7 +125,7 @@ def speed_rows(speed: Data) -> list[list[Any]]:
                 predicted = row["bytes"]["dense"] / row["bytes"]["sparse"]
                 rows.append([short(model), at_share(row), Number(100 * row["skipped"], ".0f"),
                              Number(1 / row["sparse"], ".0f", rtol=0.3),
-                             cell(median_interval(row["ratios"]), ".2f", rtol=0.2), Number(predicted, ".2f")])
+                             cell(median_of_groups(row["ratios"])[0], ".2f", rtol=0.2), Number(predicted, ".2f")])
     return rows
 
 
@@ -198,11 +198,10 @@ def time_at(rows: Sequence[Data], share: float) -> tuple[float, np.ndarray] | No
     found = sorted((row for row in rows if "ratio" in row), key=lambda row: row["skipped"])
     if not found or not 0 <= share <= found[-1]["skipped"] + SLACK:
         return None
-    times = [1 / np.asarray(row["ratios"]) for row in found]
+    times = [median_of_groups(1 / np.asarray(row["ratios"]), seed=100 * i) for i, row in enumerate(found)]
     shares = [0.0, *(row["skipped"] for row in found)]
-    medians = [1.0, *(float(np.median(each)) for each in times)]
-    drawn = np.array([np.ones(RESAMPLES),
-                      *(np.median(each[resample(len(each), seed=i)], axis=1) for i, each in enumerate(times))])
+    medians = [1.0, *(each.value for each, _ in times)]
+    drawn = np.array([np.ones(RESAMPLES), *(draws for _, draws in times)])
     return float(np.interp(share, shares, medians)), np.array([np.interp(share, shares, each) for each in drawn.T])
 
 

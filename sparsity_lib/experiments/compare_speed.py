@@ -1,8 +1,14 @@
-"""Decode speed of every method at equal shares of weights skipped: real models, real text, the masks' cost included."""
+"""Decode speed of every method at equal shares of weights skipped: real models, real text, the masks' cost included.
+
+Where in memory a decoder's weights lie changes its speed by several percent (the same decoder built five times shows it), so
+all are built anew several times, in another order each time: intervals hold what their places are worth.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+import random
+from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import median
 from typing import Any
@@ -11,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsity_lib.bench.timing import ReadBandwidth, interleaved
+from sparsity_lib.cwic.inference import decoder as granular_decoder
 from sparsity_lib.decode import Decoder, ModelSource
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.experiments import common, compare_granular
@@ -21,9 +28,11 @@ from sparsity_lib.parts.scores import Relative
 METHODS = ("cats", "claws", "gaussian", "griffin", "scap", "teal", "inputs_topk", "gaussian_inputs", "larosa", "wina", "rsparse",
            "nm", "wanda", "teal_head", "wina_head", "larosa_head", "spread")
 SHARES = {"smollm2-135m-instruct": (0.2, 0.4, 0.5, 0.6), "gemma3-270m": (0.15, 0.4, 0.5, 0.6)}
-#: Text: tokens of the prompt, and of its continuation, one a round.
-PROMPT, TOKENS = 128, 40
+#: Text: tokens of the prompt, and of its continuation, one a round; the same in every build.
+PROMPT, TOKENS = 128, 12
 WARMUP = 2
+#: How often every decoder is built.
+BUILDS = 5
 #: Less text than for quality: thresholds and rotations need to be of the right size only.
 CALIBRATION = {"tokens": 2048, "length": 256, "seed": 0}
 
@@ -39,13 +48,13 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
             trained = [own for own in compare_granular.shares_of(name)
                        if min(SHARES[name], key=lambda each, own=own: abs(each - own)) == share]
             params = {"model": name, "share": share, "methods": METHODS, "trained": trained, "prompt": PROMPT, "tokens": TOKENS,
-                      "dtype": DTYPE, "calibration": CALIBRATION, "threads": torch.get_num_threads(), "costs": COSTS,
-                      "head_every": HEAD_EVERY[name], "candidate": candidate}
+                      "builds": BUILDS, "dtype": DTYPE, "calibration": CALIBRATION, "threads": torch.get_num_threads(),
+                      "costs": COSTS, "head_every": HEAD_EVERY[name], "candidate": candidate}
             found = checkpoint.item(params, partial(together, loaded, made, params))
             data.setdefault(name, []).extend(found)
             for row in found:
                 print(f"{name} {row['method']} {row['share']}: {row.get('ratio', row.get('reason'))}", flush=True)
-    return data, {"methods": METHODS, "shares": SHARES, "prompt": PROMPT, "tokens": TOKENS, "dtype": DTYPE,
+    return data, {"methods": METHODS, "shares": SHARES, "prompt": PROMPT, "tokens": TOKENS, "builds": BUILDS, "dtype": DTYPE,
                   "calibration": CALIBRATION, "costs": COSTS, "candidate": candidate, "threads": torch.get_num_threads()}, [0]
 
 
@@ -54,21 +63,34 @@ def together(loaded: dict[str, Bench], made: dict[str, list[Point]], params: Map
     bench = bench_for(loaded, params["model"], {"sequences": 2, "length": PROMPT + TOKENS + WARMUP})
     source, capacity = ModelSource(bench.model), bench.ids.shape[1]
     rows: list[dict[str, Any]] = []
-    decoders = {"dense": Decoder(source, capacity=capacity)}
+    makers: dict[str, Callable[[], Decoder]] = {"dense": partial(Decoder, source, capacity=capacity)}
     for method in params["methods"]:
         if method not in made:
             made[method] = _points(bench, method, params)
-        decoder, about = _one(bench, source, made[method][SHARES[params["model"]].index(params["share"])], capacity)
+        make, about = _one(bench, source, made[method][SHARES[params["model"]].index(params["share"])], capacity)
         rows.append({"method": method, "share": params["share"], **about})
-        if decoder is not None:
-            decoders[method] = decoder
+        if make is not None:
+            makers[method] = make
     for share in params["trained"]:
-        found, model = compare_granular.decoders(bench, share, capacity)
-        decoders[compare_granular.METHOD] = found["sparse"]
+        model = compare_granular.load(share)
+        makers[compare_granular.METHOD] = partial(granular_decoder, model, capacity=capacity)
         rows.append({"method": compare_granular.METHOD, "share": share, "token_share": 1.0,
                      "skipped": compare_granular.skipped(model, bench.ids[:2])})
-    times = _timed(decoders, bench.ids[:1], params["prompt"])
-    return [{**row, **times.get(row["method"], {})} for row in rows]
+    builds = []
+    for build in range(params["builds"]):
+        order = random.Random(build).sample(list(makers), len(makers))
+        builds.append(_timed({name: makers[name]() for name in order}, bench.ids[:1], params["prompt"]))
+        gc.collect()  # before memory is taken for the next ones
+    return [{**row, **_over_builds([b[row["method"]] for b in builds if row["method"] in b])} for row in rows]
+
+
+def _over_builds(builds: list[dict[str, Any]]) -> dict[str, Any]:
+    """One method's times: ratios by build, and medians over builds; nothing where it was not run."""
+    if not builds:
+        return {}
+    middle = {key: median(each[key] for each in builds) for key in ("dense", "sparse", "bandwidth")}
+    return {"ratios": [each["ratios"] for each in builds], "ratio": median(median(each["ratios"]) for each in builds),
+            "bytes": builds[0]["bytes"], **middle}
 
 
 def _points(bench: Bench, method: str, params: Mapping[str, Any]) -> list[Point]:
@@ -84,18 +106,21 @@ def asked(method: str, share: float) -> float:
     return share * (1.0 if method in (*WEIGHTS, "spread", compare_granular.METHOD) else maker(method)(0.5).token_share)
 
 
-def _one(bench: Bench, source: ModelSource, point: Point, capacity: int) -> tuple[Decoder | None, dict[str, Any]]:
-    """A point's decoder and what it skips; or none, and why."""
+def _one(
+    bench: Bench, source: ModelSource, point: Point, capacity: int
+) -> tuple[Callable[[], Decoder] | None, dict[str, Any]]:
+    """What builds a point's decoder, and what that skips; or nothing, and why."""
     if point.change is None:
         return None, dict(point.about)
     if callable(point.change):
         return None, {"reason": "The decoder reads whole rows and columns: zeros scattered over the weights save it nothing."}
+    make = partial(_sparse, source, point, capacity)
     try:
-        decoder = _sparse(source, point, capacity)
+        make()
     except SparsityError as error:
         return None, {"reason": str(error)}
     token_share = point.change.recipe.token_share
-    return decoder, {"skipped": bench.shares(point)["skipped"] / token_share, "token_share": token_share}
+    return make, {"skipped": bench.shares(point)["skipped"] / token_share, "token_share": token_share}
 
 
 def _sparse(source: ModelSource, point: Point, capacity: int) -> Decoder:
@@ -147,7 +172,7 @@ def _timed(decoders: Mapping[str, Decoder], ids: Tensor, prompt: int) -> dict[st
     found = {}
     for name in decoders:
         ratios = [a / b for a, b in zip(times["dense"].seconds, times[name].seconds, strict=True)]
-        found[name] = {"dense": times["dense"].median, "sparse": times[name].median, "ratio": median(ratios), "ratios": ratios,
+        found[name] = {"dense": times["dense"].median, "sparse": times[name].median, "ratios": ratios,
                        "bytes": {"dense": median(bytes_read["dense"]), "sparse": median(bytes_read[name])},
                        "bandwidth": bandwidth.bytes / times["read"].median}
     return found

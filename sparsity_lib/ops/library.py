@@ -36,7 +36,7 @@ class Select(ctypes.Structure):
 
     _fields_ = [("shift", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("threshold_each", ctypes.c_void_p),
                 ("threshold", ctypes.c_float), ("by_rank", ctypes.c_int32), ("k", ctypes.c_int64), ("group", ctypes.c_int32),
-                ("repair", ctypes.c_int32)]
+                ("repair", ctypes.c_int32), ("law", ctypes.c_int32), ("with_sign", ctypes.c_int32)]
 
 
 class Vectors(ctypes.Structure):

@@ -88,6 +88,13 @@ Options rotated_everywhere(const Shape& s) {
     o.activation = ACT_GELU_TANH, o.window = 3;
     return o;
 }
+Options lowered(const Shape& s, bool rotated) {
+    Options o = inputs(s);
+    if (rotated) o = rotated_everywhere(s);
+    o.qkv.rule = by_law(LAW_HALF_NORMAL, 0.6f), o.up.rule = by_law(LAW_NORMAL, -0.2f), o.head = {true, rotated, by_threshold(0.4f)};
+    o.qkv.low = 3, o.o.low = 1, o.up.low = 17, o.down.low = s.neurons / 2, o.head.low = 5;
+    return o;
+}
 Options head(const Shape& s, int64_t refined, bool rotated) {
     Options o;
     o.shape = s;
@@ -179,7 +186,18 @@ void refused() {
     layer(sparse, [](Layer& l) { l.at_gate.active = 1; });
     layer(sparse, [](Layer& l) { l.at_up.active = 0; });
     layer(sparse, [](Layer& l) { l.gate_up.cols--; });
+    const Model low(lowered({}, true));
+    expect(sparsity_decoder_check(&low.decoder) == 0, "low rank products were refused");
+    layer(low, [](Layer& l) { l.at_o.lowered = 0; });
+    layer(low, [](Layer& l) { l.at_o.low.cols--; });
+    layer(low, [](Layer& l) { l.at_o.low.rows++; });
+    layer(low, [](Layer& l) { l.at_up.low.data = nullptr; });
+    layer(low, [](Layer& l) { l.at_qkv.select.law = 3; });
+    layer(low, [](Layer& l) { l.at_qkv.select.by_rank = 1; });
+    layer(low, [](Layer& l) { l.at_o.select.with_sign = 1; });
+    layer(plain, [](Layer& l) { l.at_o.lowered = 1; });
     const Model gated(gate(by_rank(5)));
+    layer(gated, [](Layer& l) { l.at_gate.lowered = 1; });
     layer(gated, [](Layer& l) { l.at_down.active = 1; });
     layer(gated, [](Layer& l) { l.at_gate.rotated = 1; });
     layer(gated, [](Layer& l) { l.at_gate.active = 0; });
@@ -208,16 +226,20 @@ void check_decoder() {
     decode("dense", dense(), worst);
     decode("gate by threshold", gate(by_threshold(0.2f)), worst);
     decode("gate by rank", gate(by_rank(11)), worst);
+    decode("gate by its moments", gate(by_law(LAW_NORMAL, 0.3f, true)), worst);
     for (const Shape& shape : {small, uneven}) {
         decode("inputs", inputs(shape), worst);
         decode("rotated everywhere", rotated_everywhere(shape), worst);
         decode("mixed", mixed(shape), worst);
+        for (bool rotated : {false, true}) decode("low rank", lowered(shape, rotated), worst);
         for (bool extras : {false, true}) decode("granular", granular(shape, extras), worst);
         for (int64_t refined : {int64_t(0), int64_t(1), int64_t(7), shape.vocabulary})
             for (bool rotated : {false, true}) decode("head", head(shape, refined, rotated), worst);
     }
+    for (int64_t refined : {3, 40, 900}) decode("many words", head({1, 16, 1, 1, 8, 9, 3001, 2}, refined, false), worst);
     for (Stored stored : STORED)
-        for (Options o : {dense(), mixed(uneven), rotated_everywhere(small), granular(uneven, true), head(uneven, 5, true)}) {
+        for (Options o : {dense(), mixed(uneven), rotated_everywhere(small), granular(uneven, true), head(uneven, 5, true),
+                          lowered(uneven, true)}) {
             o.stored = stored;
             decode("formats", o, worst);
             o.cache_format = FORMAT_BF16;

@@ -117,7 +117,7 @@ void refused() {
     Batch x(2, 8, FORMAT_F32), y(2, 8, FORMAT_F32), many(40, 8, FORMAT_F32);
     const Vectors in = x.vectors(), out = y.vectors(), none{nullptr, 8, FORMAT_F32, 0}, more = many.vectors();
     auto call = [&](Pattern p, int32_t rank, int32_t repair) {
-        const Select s{nullptr, nullptr, nullptr, 0, rank, p.n, p.m, repair};
+        const Select s{nullptr, nullptr, nullptr, 0, rank, p.n, p.m, repair, LAW_NONE, 0};
         return sparsity_nm_select(&s, 8, &in, &out, 0, nullptr, 1);
     };
     expect(call({2, 4}, 1, 1) == 0, "2:4 was refused");

@@ -183,6 +183,7 @@ void all_formats_and_sizes() {
                     for (int threads : {1, 3}) {
                         Call c = {stored, inputs, outputs, tokens, threads};
                         for (const Rule& rule : {by_threshold(0.5f), by_threshold(-1), by_threshold(1e9f), by_rank(0),
+                                                 by_law(LAW_NORMAL, 0.2f, true), by_law(LAW_HALF_NORMAL, 0.7f),
                                                  by_rank(inputs / 2), by_rank(inputs)})
                             input_sparse(c, rule);
                         c.bias = turn++ % 2;

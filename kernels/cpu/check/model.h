@@ -10,6 +10,7 @@ struct Shape {
 struct Place {  // one site of every layer
     bool active = false, rotated = false;
     Rule rule;
+    int64_t low = 0;  // rank of a product that nothing is dropped from
 };
 
 struct Options {
@@ -46,7 +47,7 @@ struct Granular {
 struct Block {
     Granular qkv_stripes, o_stripes, gate_stripes;
     std::vector<float> norms[6];
-    Matrix qkv, o, gate, up, gate_up, down, rotations[5];
+    Matrix qkv, o, gate, up, gate_up, down, rotations[5], lows[5];
     std::vector<float> biases[6];
     std::vector<uint8_t> keys, values;
 };
@@ -54,7 +55,7 @@ struct Block {
 struct Model {
     Options options;
     std::vector<Block> blocks;
-    Matrix embedding, head, rows, turn;  // rows: of refined words, other numbers than the head's; turn: the head's rotation
+    Matrix embedding, head, rows, turn, low;  // rows: of refined words, not the head's numbers; turn, low: the head's
     Granular head_stripes;
     std::vector<float> final_norm, head_bias, cosine[2], sine[2];
     std::vector<Layer> layers;
@@ -63,7 +64,8 @@ struct Model {
     explicit Model(const Options& options) : options(options), blocks(options.shape.layers) {
         const Shape& s = options.shape;
         embedding = matrix(s.vocabulary, s.hidden, options.stored, true);
-        head = weight(s.hidden, s.vocabulary, options.head.active);
+        head = weight(s.hidden + options.head.low, s.vocabulary, options.head.active);
+        if (options.head.low) low = weight(s.hidden, options.head.low, false);
         if (options.stripes) head_stripes.fill(s.hidden, s.vocabulary, options.stored);
         if (options.refined) rows = weight(s.hidden, s.vocabulary, false);
         if (options.head.rotated) turn = weight(s.hidden, s.hidden, false);
@@ -99,10 +101,10 @@ struct Model {
     void fill(Block& b) {
         const Shape& s = options.shape;
         const int64_t q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim, n = s.neurons, h = s.hidden;
-        b.qkv = weight(h, q + 2 * kv, options.qkv.active), b.o = weight(q, h, options.o.active);
-        if (options.up.active) b.gate_up = weight(h, 2 * n, true);
+        b.qkv = weight(h + options.qkv.low, q + 2 * kv, options.qkv.active), b.o = weight(q + options.o.low, h, options.o.active);
+        if (options.up.active) b.gate_up = weight(h + options.up.low, 2 * n, true);
         else b.gate = weight(h, n, false), b.up = weight(h, n, false);
-        b.down = weight(n, h, options.down.active || options.gate.active);
+        b.down = weight(n + options.down.low, h, options.down.active || options.gate.active);
         if (options.stripes) {
             b.qkv_stripes.fill(h, q + 2 * kv, options.stored), b.o_stripes.fill(q, h, options.stored);
             b.gate_stripes.fill(h, n, options.stored);
@@ -111,6 +113,8 @@ struct Model {
         const int64_t widths[] = {h, q, h, n, n};
         for (int i = 0; i < 5; i++)
             if (places[i]->rotated) b.rotations[i] = weight(widths[i], widths[i], false);
+        for (int i = 0; i < 5; i++)
+            if (places[i]->low) b.lows[i] = weight(widths[i], places[i]->low, false);
         b.norms[0] = multipliers(h), b.norms[2] = multipliers(h);
         const int64_t size = s.capacity * kv * (options.cache_format == FORMAT_F32 ? 4 : 2);
         b.keys.resize(size), b.values.resize(size);
@@ -126,7 +130,7 @@ struct Model {
         for (size_t i = 0; i < blocks.size(); i++) {
             Block& b = blocks[i];
             auto site = [&](const Place& p, int number) {
-                return Site{p.rule.select(), b.rotations[number].weight, p.active, p.rotated};
+                return Site{p.rule.select(), b.rotations[number].weight, b.lows[number].weight, p.active, p.rotated, p.low > 0};
             };
             const auto &n = b.norms, &c = b.biases;
             layers.push_back({at(n[0]), at(n[1]), at(n[2]), at(n[3]), at(n[4]), at(n[5]),
@@ -139,7 +143,9 @@ struct Model {
         const bool extras = options.extras;
         decoder = {layers.data(), s.layers, s.hidden, s.heads, s.kv_heads, s.head_dim, s.neurons, s.capacity, s.vocabulary,
                    embedding.weight, head.weight, head_stripes.view(),
-                   {options.head.rule.select(), turn.weight, options.head.active, options.head.rotated}, rows.weight, options.refined,
+                   {options.head.rule.select(), turn.weight, low.weight, options.head.active, options.head.rotated,
+                    options.head.low > 0},
+                   rows.weight, options.refined,
                    final_norm.data(), at(head_bias), {cosine[0].data(), cosine[1].data()},
                    {sine[0].data(), sine[1].data()}, 1e-5f, float(1 / sqrt(double(s.head_dim))), extras ? 1.5f : 1.0f,
                    extras ? 2.0f : 0.0f, extras ? 3.0f : 0.0f, extras ? 0.5f : 1.0f, options.activation, options.cache_format};

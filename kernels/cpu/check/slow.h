@@ -9,16 +9,33 @@ struct Rule {
     int64_t k = -1;  // not negative: by rank
     int group = 0;   // not 0: k of every so many
     bool repair = false;
+    int law = LAW_NONE;
+    bool with_sign = false;
     Select select() const {
         auto data = [](const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); };
-        return {data(shift), data(scale), data(each), threshold, k >= 0, k, group, repair};
+        return {data(shift), data(scale), data(each), threshold, k >= 0, k, group, repair, law, with_sign};
     }
-    float border(size_t i) const { return each.empty() ? threshold : each[i]; }
+    double border(size_t i, const std::vector<double>& score) const {
+        if (law == LAW_NONE) return each.empty() ? threshold : each[i];
+        double mean = 0, squares = 0;
+        for (double s : score) mean += s / double(score.size());
+        if (law == LAW_HALF_NORMAL) mean = 0;
+        for (double s : score) squares += (s - mean) * (s - mean) / double(score.size());
+        return mean + threshold * sqrt(squares);
+    }
+    double score_of(double value, size_t i) const {
+        return (with_sign ? value : fabs(value)) * (scale.empty() ? 1 : scale[i]);
+    }
 };
 
 inline Rule by_threshold(float threshold) {
     Rule rule;
     rule.threshold = threshold;
+    return rule;
+}
+inline Rule by_law(int law, float threshold, bool with_sign = false) {
+    Rule rule;
+    rule.threshold = threshold, rule.law = law, rule.with_sign = with_sign;
     return rule;
 }
 inline Rule by_rank(int64_t k) {
@@ -34,7 +51,7 @@ inline Mask mask_of(const Rule& rule, const std::vector<double>& score) {
     const size_t n = score.size();
     Mask mask(n);
     if (rule.k < 0) {
-        for (size_t i = 0; i < n; i++) mask[i] = !(score[i] <= rule.border(i));
+        for (size_t i = 0; i < n; i++) mask[i] = !(score[i] <= rule.border(i, score));
         return mask;
     }
     std::vector<size_t> order(n);
@@ -53,7 +70,7 @@ inline double closeness(const Rule& rule, const std::vector<double>& score) {
         if (a != 0 || b != 0) closest = fmin(closest, fabs(a - b) / (fabs(a) + fabs(b)));  // two that are exactly 0 stay equal
     };
     if (rule.k < 0)
-        for (size_t i = 0; i < score.size(); i++) meet(score[i], rule.border(i));
+        for (size_t i = 0; i < score.size(); i++) meet(score[i], rule.border(i, score));
     else if (rule.k > 0 && rule.k < int64_t(score.size())) {
         std::vector<double> sorted = score;
         std::sort(sorted.begin(), sorted.end());
@@ -67,7 +84,8 @@ inline std::vector<double> scores_of(const Rule& rule, const std::vector<float>&
     std::vector<double> score(x.size());
     for (size_t i = 0; i < x.size(); i++) {
         const float value = rule.shift.empty() ? x[i] : x[i] - rule.shift[i];
-        score[i] = rule.scale.empty() ? fabsf(value) : rule.scale[i] * fabsf(value);
+        const float size = rule.with_sign ? value : fabsf(value);
+        score[i] = rule.scale.empty() ? size : rule.scale[i] * size;
     }
     return score;
 }

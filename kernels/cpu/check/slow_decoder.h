@@ -20,15 +20,15 @@ struct SlowDecoder {
         for (size_t l = 0; l < model.blocks.size(); l++) {
             const Block& b = model.blocks[l];
             const Row attended = attention(l, normed(x, b.norms[0]));
-            add(x, project(b.rotations[1], b.o, b.biases[1], model.options.o, attended, b.o_stripes), b.norms[1]);
+            add(x, project(b.rotations[1], b.lows[1], b.o, b.biases[1], model.options.o, attended, b.o_stripes), b.norms[1]);
             const Row inside = normed(x, b.norms[2]);
             if (model.options.gate.active)
                 add(x, chosen(b, inside), b.norms[3]);
             else
-                add(x, project(b.rotations[4], b.down, b.biases[5], model.options.down, expanded(b, inside)), b.norms[3]);
+                add(x, project(b.rotations[4], b.lows[4], b.down, b.biases[5], model.options.down, expanded(b, inside)), b.norms[3]);
         }
         const Row last = normed(x, model.final_norm);
-        Row logits = project(model.turn, model.head, model.head_bias, model.options.head, last, model.head_stripes);
+        Row logits = project(model.turn, model.low, model.head, model.head_bias, model.options.head, last, model.head_stripes);
         if (m.refined) refine(logits, last);
         for (double& v : logits) {
             v *= m.logit_factor;
@@ -66,13 +66,14 @@ struct SlowDecoder {
     Mask mask(const Rule& rule, const Row& x) {
         Row score(x.size());
         for (size_t i = 0; i < x.size(); i++)
-            score[i] = fabs(x[i] - (rule.shift.empty() ? 0 : rule.shift[i])) * (rule.scale.empty() ? 1 : rule.scale[i]);
+            score[i] = rule.score_of(x[i] - (rule.shift.empty() ? 0 : rule.shift[i]), i);
         closest = fmin(closest, closeness(rule, score));
         return mask_of(rule, score);
     }
-    Row project(const Matrix& rotation, const Matrix& m, const std::vector<float>& bias, const Place& place, Row x,
-                const Granular& stripes = {}) {
+    Row project(const Matrix& rotation, const Matrix& low, const Matrix& m, const std::vector<float>& bias, const Place& place,
+                Row x, const Granular& stripes = {}) {
         if (!place.active) return granular(stripes, m, bias, x);
+        const Row lowered = place.low ? product(low, {}, x) : Row();
         if (place.rotated) x = product(rotation, {}, x);
         const Mask kept = mask(place.rule, x);
         Row y(m.weight.cols);
@@ -80,8 +81,9 @@ struct SlowDecoder {
             y[o] = bias.empty() ? 0 : bias[o];
             for (size_t i = 0; i < x.size(); i++)
                 if (kept[i]) y[o] += (x[i] - (place.rule.shift.empty() ? 0 : place.rule.shift[i])) * double(m.at(i, o));
+            for (size_t r = 0; r < lowered.size(); r++) y[o] += lowered[r] * double(m.at(x.size() + r, o));
         }
-        bytes += row_size(m.weight) * double(std::count(kept.begin(), kept.end(), true));
+        bytes += row_size(m.weight) * double(std::count(kept.begin(), kept.end(), true) + place.low);
         return y;
     }
     // In stripes, whose thresholds are read too; a whole dense product where there are none.
@@ -137,7 +139,7 @@ struct SlowDecoder {
         const Decoder& m = model.decoder;
         const Block& b = model.blocks[l];
         const int64_t d = m.head_dim, position = keys[l].size();
-        const Row qkv = project(b.rotations[0], b.qkv, b.biases[0], model.options.qkv, x, b.qkv_stripes);
+        const Row qkv = project(b.rotations[0], b.lows[0], b.qkv, b.biases[0], model.options.qkv, x, b.qkv_stripes);
         auto head = [&](int64_t h) { return Row(qkv.begin() + h * d, qkv.begin() + (h + 1) * d); };
         Row key, value, out;
         for (int64_t h = 0; h < m.kv_heads; h++) {
@@ -169,7 +171,7 @@ struct SlowDecoder {
     Row expanded(const Block& b, const Row& x) {
         Row g, u;
         if (model.options.up.active) {
-            const Row both = project(b.rotations[2], b.gate_up, b.biases[4], model.options.up, x);
+            const Row both = project(b.rotations[2], b.lows[2], b.gate_up, b.biases[4], model.options.up, x);
             const auto middle = both.begin() + model.decoder.neurons;
             g.assign(both.begin(), middle), u.assign(middle, both.end());
         } else {
