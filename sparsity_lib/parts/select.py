@@ -153,7 +153,7 @@ class TopK(Select):
         fraction("density", self.density)
 
     def operations(self, site: Site) -> int:
-        return 0 if self.density == 1 else 31 * site.width  # as compiled: a comparison for each bit of the k-th score, at most
+        return 0 if self.density == 1 else 31 * site.width  # by halving, one for each bit of the k-th score; compiled, some six
 
     def count(self, width: int) -> int:
         """K for a site of this width."""
