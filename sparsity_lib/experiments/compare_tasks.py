@@ -1,4 +1,4 @@
-"""Nine benchmarks at equal shares of all weights skipped, for the main methods and for what the search chose."""
+"""Nine benchmarks at equal shares of all weights skipped, for every method and for what the search chose."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from sparsity_lib.experiments.scap_grid import TEXT
 
 #: The seven of SCAP's tables, OpenBookQA and MMLU; documents a task, and a subject of MMLU.
 TASKS = {"scap7": 60, "openbookqa": 60, "mmlu": 1}
-METHODS = ("cats", "claws", "teal", "larosa", "wina", "nm", "wanda", "larosa_head", "spread")
+METHODS = ("cats", "claws", "gaussian", "griffin", "oracle", "random", "scap", "teal", "inputs_topk", "larosa", "wina", "rsparse",
+           "nm", "magnitude", "wanda", "larosa_head", "spread")
 #: By model: what a method without the head can reach, and what only those with it do.
 SHARES = {"smollm2-135m-instruct": (0.2, 0.4), "gemma3-270m": (0.15, 0.4)}
 #: Tasks score words that a model finds unlikely, so what is done at the head is tried apart: without parts of the candidate.
