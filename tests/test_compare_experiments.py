@@ -179,7 +179,7 @@ def small_search(bench, monkeypatch):
     text = {"tokens": 32, "length": 16, "seed": 1}
     for name, value in {"FITTED": text, "COSTS": text, "JUDGED": text, "SHARES": (0.3,), "ALONG": (0.2, 0.3),
                         "TEXT": {"sequences": 3, "length": 16},
-                        "AROUND": (0.1, 0.2, 0.3), "BLOCKS": tuple(compare_search.BLOCKS[i] for i in (0, 3, 8, 12))}.items():
+                        "AROUND": (0.1, 0.2, 0.3), "BLOCKS": tuple(compare_search.BLOCKS[i] for i in (0, 3, 8, 12, 13))}.items():
         monkeypatch.setattr(compare_search, name, value)
     monkeypatch.setattr(compare_search, "bench_for", lambda loaded, name, text: bench)
 
@@ -198,7 +198,7 @@ def test_the_search_judges_every_candidate_and_tries_the_best_without_its_parts(
     data, params, _ = compare_search.run(Checkpoint())
     rows = data["models"][common.MODELS[0]]["search"]
     ranked = [r for r in rows if "select" not in r["candidate"]]
-    assert len(ranked) == 6 + 4 + 3 and len(rows) == len(ranked) + 3 * 4
+    assert len(ranked) == 6 + 4 + 3 + 2 and len(rows) == len(ranked) + 3 * 4
     assert all(abs(r["shares"]["skipped"] - 0.3) < 0.05 for r in ranked if "quality" in r)
     counted = [r for r in rows if "select" in r["candidate"] and "quality" in r]
     assert counted and all("head_in" in r["shares"]["sites"] for r in counted)

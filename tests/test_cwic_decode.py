@@ -11,7 +11,6 @@ from sparsity_lib.decode import Decoder
 from sparsity_lib.decode.granular import GranularSource
 from sparsity_lib.decode.rules import Choice
 from sparsity_lib.ops import library
-from sparsity_lib.parts.refine import Refine
 from sparsity_lib.sites import HEAD_IN, O_IN, QKV_IN
 
 pytestmark = pytest.mark.skipif(library.path() is None, reason="no compiled library")
@@ -110,7 +109,7 @@ def test_a_granular_model_drops_inputs_of_a_head_that_is_not():
     source, refined = GranularSource(model), 5
 
     def choices(layer, site, width):
-        return Choice(k=width // 2, refine=Refine(refined / 61)) if site == HEAD_IN else source.choice(layer, site, width)
+        return Choice(k=width // 2, refine=refined / 61) if site == HEAD_IN else source.choice(layer, site, width)
 
     def head(module, args, whole):
         x = args[0]

@@ -13,7 +13,6 @@ from sparsity_lib.decode import Decoder, RandomSource
 from sparsity_lib.decode.architecture import Architecture
 from sparsity_lib.decode.rules import Choice
 from sparsity_lib.ops import library, reference
-from sparsity_lib.parts.refine import Refine
 from sparsity_lib.parts.scores import ColumnNorm, Value
 from sparsity_lib.parts.select import Threshold, TopK
 from sparsity_lib.parts.shift import Shift
@@ -134,7 +133,6 @@ def test_a_gaussian_that_keeps_all_keeps_all():
 
 HEADS = [
     Recipe("head", (recipes.head_rule(0.5),)), Recipe("refined", (recipes.head_rule(0.3, refine=0.1),)),
-    Recipe("few refined", (recipes.head_rule(0.3, refine=0.5, most=3),)),
     Recipe("rotated", (recipes.head_rule(0.3, transform=Rotate(), refine=0.1),)),
     Recipe("threshold", (Rule("head_in", Threshold(0.4), ColumnNorm()),)), recipes.with_head(recipes.larosa(0.6)),
     Recipe("shifted", (Rule("head_in", TopK(0.5), transform=Shift("mean")),)),
@@ -171,11 +169,11 @@ def test_likely_words_of_many_are_found_by_a_sample_and_without(vocabulary, shar
 
 def test_heads_that_the_decoder_cannot_skip_inputs_of_are_refused():
     model = tiny("llama")
-    moved = Choice(k=3, shift=torch.ones(32), refine=Refine(0.1))
+    moved = Choice(k=3, shift=torch.ones(32), refine=0.1)
     with pytest.raises(SparsityError, match="refines no outputs that a shift has moved"):
         Decoder(model, choices=lambda layer, site, width: moved if site == "head_in" else None)
     with pytest.raises(SparsityError, match="refine at site up_in"):
-        Decoder(model, choices=lambda layer, site, width: Choice(k=3, refine=Refine(0.1)) if site == "up_in" else None)
+        Decoder(model, choices=lambda layer, site, width: Choice(k=3, refine=0.1) if site == "up_in" else None)
 
 
 def test_a_shift_that_drops_nothing_changes_nothing():

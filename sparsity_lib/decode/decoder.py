@@ -20,6 +20,7 @@ from sparsity_lib.install import installed, installed_on
 from sparsity_lib.ops import library
 from sparsity_lib.ops.packed import Packed, pack, pair
 from sparsity_lib.ops.reference import ACTIVATIONS
+from sparsity_lib.parts.refine import Refine
 from sparsity_lib.parts.select import LAWS
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import track
@@ -206,7 +207,7 @@ class Decoder:
         weight, bias = choice.absorbed([self.source.embedding() if own is None else own], None)
         found = {"head": self._pack(weight, "inputs"), "at_head": self._site(choice), "head_bias": self._keep(bias)}
         if choice.refine:
-            found |= {"head_rows": whole(), "refined": choice.refine.count(a.vocabulary)}
+            found |= {"head_rows": whole(), "refined": Refine(choice.refine).count(a.vocabulary)}
         return found
 
     def _fill(self, layer: structures.Layer, i: int, rope: int) -> None:

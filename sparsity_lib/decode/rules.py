@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sparsity_lib.errors import SparsityError, refuse
 from sparsity_lib.ops.reference import WIDEST_GROUP
-from sparsity_lib.parts.refine import Refine
 from sparsity_lib.parts.select import Gaussian, Threshold, TopK
 from sparsity_lib.recipe import Recipe, Rule
 from sparsity_lib.sites import DOWN_IN, GATE, HEAD_IN, O_IN, QKV_IN, UP_IN
@@ -25,7 +24,7 @@ class Choice:
     """What one site keeps: by threshold or the k largest of |z - shift| * scale, z = Q^T x where there is a rotation Q.
 
     threshold: one number, or [width]. group: the k largest of every so many consecutive entries. repair: what is kept is then
-    given the variance of all (VAR). refine: at the head, which outputs are then computed from all inputs.
+    given the variance of all (VAR). refine: at the head, the share of outputs that are then computed from all inputs.
     law: one of `parts.select.LAWS`, where the threshold counts the scores' own deviations. with_sign: z - shift in the place
     of its size. low_rank: U [out, r] and V [r, in] of each matrix behind the site, W ~ U V, through which goes what is dropped.
 
@@ -40,7 +39,7 @@ class Choice:
     rotation: Tensor | None = None
     group: int | None = None
     repair: bool = False
-    refine: Refine | None = None
+    refine: float = 0.0
     law: str | None = None
     with_sign: bool = False
     low_rank: tuple[tuple[Tensor, Tensor], ...] = ()
@@ -54,7 +53,7 @@ class Choice:
         if self.group is not None and not (1 <= self.group <= WIDEST_GROUP and 1 <= (self.k or 0) <= self.group):
             raise refuse(f"pattern at site {site}", f"{self.k}:{self.group}", f"N:M with 1 <= N <= M <= {WIDEST_GROUP}")
         if self.refine and site != HEAD_IN:
-            raise refuse(f"refine at site {site}", self.refine, "None: outputs are refined at the head only")
+            raise refuse(f"refine at site {site}", self.refine, "0: outputs are refined at the head only")
         if self.refine and self.shift is not None:
             raise SparsityError("The decoder refines no outputs that a shift has moved. Fix: leave the shift or refine out.")
         if (self.repair or self.low_rank) and site == GATE:
@@ -110,7 +109,7 @@ def choice_of(rule: Rule, tensors: Mapping[str, Tensor], width: int) -> Choice:
         "rotation": tensors["rotation"] if rule.transform.kind == "rotate" else None,
         "shift": tensors["shift"].float().expand(width).contiguous() if rule.transform.kind == "shift" else None,
         "repair": any(piece.kind == "variance" for piece in rule.repair),
-        "refine": next((piece for piece in rule.repair if piece.kind == "refine"), None),
+        "refine": next((piece.share for piece in rule.repair if piece.kind == "refine"), 0.0),
         "low_rank": _low_rank(rule, tensors),
         "with_sign": rule.score.kind == "value",
     }

@@ -18,7 +18,7 @@ from sparsity_lib.experiments.compare_report import Curve
 from sparsity_lib.experiments.scap_grid import EVERY, TEXT
 from sparsity_lib.fit import fit, fit_many
 from sparsity_lib.methods.larosa import density_for_share
-from sparsity_lib.methods.spread import MOST, REFINE, combined
+from sparsity_lib.methods.spread import combined
 from sparsity_lib.parts.select import Threshold
 from sparsity_lib.plan import Plan
 from sparsity_lib.recipe import Recipe
@@ -36,7 +36,9 @@ HEAD_EVERY = {"smollm2-135m-instruct": 8, "gemma3-270m": 32}
 JUDGED_EVERY = {"smollm2-135m-instruct": 2, "gemma3-270m": 8}
 #: Thresholds meet a share within a few hundredths: quality at the shares above lies between measured points.
 AROUND = (0.3, *SHARES)
-#: Transform, score, selection and repair at the blocks: fitted together, with every head and allocation.
+FEW = 0.005
+#: Transform, score, selection and repair at the blocks: fitted together, with every head and allocation; or, with `refine`, with
+#: the head whose likely words are read in full, another share of them.
 BLOCKS: tuple[dict[str, Any], ...] = (
     {"rotate": "none", "score": "magnitude"}, {"rotate": "none", "score": "column_norm"}, {"rotate": "none", "score": "saliency"},
     {"rotate": "head", "score": "magnitude"}, {"rotate": "head", "score": "saliency"},
@@ -46,10 +48,9 @@ BLOCKS: tuple[dict[str, Any], ...] = (
     {"rotate": "none", "score": "magnitude", "select": "threshold"},
     {"rotate": "none", "score": "column_norm", "select": "threshold"},
     {"rotate": "head", "score": "magnitude", "select": "threshold"},
+    {"rotate": "head", "score": "magnitude", "refine": FEW},
 )
 HEADS = ("dense", "inputs", "refined")
-#: Words that are read in full, for the record: share of the vocabulary, and at most.
-REFINED = (REFINE, MOST)
 ALLOCATIONS = ("uniform", "spread")
 
 Candidate = Mapping[str, Any]
@@ -58,7 +59,7 @@ Candidate = Mapping[str, Any]
 def candidates(blocks: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every head and allocation with these blocks; costs are not known where a repair changes them."""
     allocations = ALLOCATIONS if blocks.get("repair", "none") == "none" else ("uniform",)
-    heads = HEADS[1:] if blocks["rotate"] == "head" else HEADS
+    heads = HEADS[-1:] if "refine" in blocks else HEADS[1:] if blocks["rotate"] == "head" else HEADS
     return [{**blocks, "head": head, "allocation": allocation} for head in heads for allocation in allocations]
 
 
@@ -80,8 +81,7 @@ def searched(checkpoint, name: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for blocks in BLOCKS:
         params = {"model": name, "candidates": candidates(blocks), "shares": shares_of(blocks), "fitted": FITTED, "costs": COSTS,
-                  "judged": JUDGED, "head_every": HEAD_EVERY[name], "every": JUDGED_EVERY[name], "refined": REFINED,
-                  "dtype": DTYPE}
+                  "judged": JUDGED, "head_every": HEAD_EVERY[name], "every": JUDGED_EVERY[name], "dtype": DTYPE}
         rows += checkpoint.item(params, partial(search, loaded, params))
         print(f"{name} {blocks} done", flush=True)
     return rows
@@ -94,7 +94,7 @@ def tried(checkpoint, name: str, best: Candidate) -> dict[str, Any]:
     for label, candidate in {"chosen": best, **ablations(best)}.items():
         shares = ALONG if label == "chosen" else shares_of(candidate)
         params = {"model": name, "candidate": candidate, "shares": shares, "costs": COSTS, "text": TEXT, "every": EVERY[name],
-                  "head_every": HEAD_EVERY[name], "calibration": common.CALIBRATION, "refined": REFINED, "dtype": DTYPE}
+                  "head_every": HEAD_EVERY[name], "calibration": common.CALIBRATION, "dtype": DTYPE}
         found = checkpoint.item(params, partial(held_out, loaded, params))
         data["held out"][label] = {"candidate": candidate, "points": found["points"]}
         data.update(dense=found["dense"], ids=found["ids"])
@@ -263,12 +263,14 @@ def candidate_points(
 
 def ablations(best: Candidate) -> dict[str, dict[str, Any]]:
     """The chosen candidate without one of its parts each."""
+    plain = {key: value for key, value in best.items() if key != "refine"}  # says nothing where no word is read twice
     found = {
         "without rotation": {**best, "rotate": "none"}, "rotation at the head only": {**best, "rotate": "head"},
-        "without refined words": {**best, "head": "inputs"},
-        "without the head": {**best, "head": "dense", "rotate": "none" if best["rotate"] == "head" else best["rotate"]},
+        "without refined words": {**plain, "head": "inputs"},
+        "without the head": {**plain, "head": "dense", "rotate": "none" if best["rotate"] == "head" else best["rotate"]},
         "without the shared budget": {**best, "allocation": "uniform"},
         "by rank": {key: value for key, value in best.items() if key != "select"},
+        "more refined words": {key: value for key, value in best.items() if key != "refine"},
         "by plain size": {**best, "score": "magnitude"}, "without low rank": {**best, "repair": "none"},
     }
     return {label: each for label, each in found.items() if {"repair": "none", **each} != {"repair": "none", **best}}

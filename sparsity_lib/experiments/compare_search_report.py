@@ -32,7 +32,8 @@ def named(candidate: Data) -> str:
     words = [NAMES["rotate"][candidate["rotate"]], NAMES["score"][candidate["score"]]]
     words += [NAMES["select"][candidate["select"]]] if "select" in candidate else []
     words += ["low rank"] if candidate.get("repair", "none") != "none" else []
-    return ", ".join([*words, NAMES["head"][candidate["head"]], NAMES["allocation"][candidate["allocation"]]])
+    few = f" ({100 * candidate['refine']:.1f}% of words)" if "refine" in candidate else ""
+    return ", ".join([*words, NAMES["head"][candidate["head"]] + few, NAMES["allocation"][candidate["allocation"]]])
 
 
 def search_rows(data: Data, shares: Sequence[float]) -> list[list[Any]]:

@@ -17,14 +17,14 @@ from sparsity_lib.sites import HEAD_IN
 
 def head_rule(
     density: float, *, transform: Transform | None = None, score: Score | None = None, refine: float = 0.0,
-    most: int | None = None, select: Select | None = None,
+    select: Select | None = None,
 ) -> Rule:
     """Top-k on the head's input, or another selection.
 
-    With `refine`, that share of the vocabulary, and at most `most` words, are then read in full (`parts.refine`).
+    With `refine`, that share of the vocabulary is then read in full (`parts.refine`).
     """
     fraction("refine", refine, zero=True)
-    repair = (Refine(refine, most),) if refine else ()
+    repair = (Refine(refine),) if refine else ()
     return Rule(HEAD_IN, select or TopK(density), score or Magnitude(), transform or Identity(), repair)
 
 

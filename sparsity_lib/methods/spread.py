@@ -26,13 +26,13 @@ HEADS = ("dense", "inputs", "refined")
 #: Where inputs are rotated. A rotation is read for every token: at q, k, v, which are small where heads share keys and values,
 #: it costs much of what it can save, at gate and up less, at the head nearly nothing.
 ROTATED: dict[str, tuple[str, ...]] = {"none": (), "head": (HEAD_IN,), "ffn": (HEAD_IN, UP_IN), "all": (HEAD_IN, UP_IN, QKV_IN)}
-#: Share of the vocabulary that is read in full, and the most words: beyond them more time is lost than KL is won.
-REFINE, MOST = 0.02, 1024
+#: Share of the vocabulary that is read in full.
+REFINE = 0.02
 
 
 def combined(
     density: float = 0.5, *, rotate: str = "head", score: str = "magnitude", repair: str = "none", head: str = "refined",
-    refine: float = REFINE, most: int | None = MOST, select: str = "topk",
+    refine: float = REFINE, select: str = "topk",
 ) -> Recipe:
     """One density, one score and one selection for all sites; `rotate` is a key of `ROTATED`. The search chose the defaults.
 
@@ -56,7 +56,7 @@ def combined(
              for site in (QKV_IN, O_IN, UP_IN, DOWN_IN)]
     if head != "dense":
         again = refine if head == "refined" else 0.0
-        rules.append(head_rule(density, transform=basis[HEAD_IN], score=SCORES[score], refine=again, most=most, select=chosen))
+        rules.append(head_rule(density, transform=basis[HEAD_IN], score=SCORES[score], refine=again, select=chosen))
     words = [f"rotated {rotate}", score, *(() if select == "topk" else (select,)), *(() if repair == "none" else (repair,)),
              f"head {head}"]
     return Recipe("combined " + ", ".join(words), tuple(rules))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from sparsity_lib.checks import count, fraction
+from sparsity_lib.checks import fraction
 from sparsity_lib.errors import refuse
 from sparsity_lib.parts.base import Repair, part
 from sparsity_lib.parts.select import TopK, exact_topk
@@ -29,26 +29,19 @@ class Refine(Repair):
     ----------
     share
         Share of the outputs that are read in full, (0, 1]; at least one.
-    most
-        At most so many, where that is fewer; None for no such bound. Rows that lie apart are read at half the speed of rows in
-        order, and how many words are likely grows more slowly than vocabularies do.
     """
 
     only_sites: ClassVar[frozenset[str]] = frozenset({HEAD_IN})
     on_outputs: ClassVar[bool] = True
 
     share: float = 0.02
-    most: int | None = None
 
     def __post_init__(self) -> None:
         fraction("share", self.share)
-        if self.most is not None:
-            count("most", self.most)
 
     def count(self, outputs: int) -> int:
         """Outputs that are read in full."""
-        found = TopK(self.share).count(outputs)
-        return found if self.most is None else min(found, self.most)
+        return TopK(self.share).count(outputs)
 
     def check(self, site: Site) -> None:
         super().check(site)
