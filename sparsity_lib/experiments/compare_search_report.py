@@ -1,4 +1,4 @@
-"""The search and the measured speed: rows, the one picture's points, verdicts."""
+"""The search: rows, points, verdicts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from sparsity_lib.evaluate.bench_result import BenchmarkResult
-from sparsity_lib.evaluate.bootstrap import RESAMPLES, Interval, median_of_groups, ratio_interval
+from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
 from sparsity_lib.evaluate.quality import Quality
-from sparsity_lib.experiments import compare_granular
 from sparsity_lib.experiments.claws_report import cell, label, points, short
-from sparsity_lib.experiments.compare_report import SINGLE, SLACK, at_share, best_single, curve, quality_points
+from sparsity_lib.experiments.compare_report import SINGLE, at_share, best_single, curve, quality_points
 from sparsity_lib.experiments.compare_search import kl_of_candidates
 from sparsity_lib.report import Number
-from sparsity_lib.verdicts import Verdict, effect, kept
+from sparsity_lib.verdicts import Verdict, effect
 
 Data = Mapping[str, Any]
 NAMES = {"rotate": {"none": "nothing rotated", "head": "head rotated", "ffn": "gate, up and head rotated",
@@ -116,26 +115,6 @@ def ablation_rows(search: Data, shares: Sequence[float]) -> list[list[Any]]:
     return rows
 
 
-def speed_rows(speed: Data) -> list[list[Any]]:
-    """Model, method and share; weights skipped (%), tokens a second, times dense, what the bytes predict: of what was run."""
-    rows = []
-    for model, found in speed.items():
-        for row in found:
-            if "ratio" in row:
-                predicted = row["bytes"]["dense"] / row["bytes"]["sparse"]
-                rows.append([short(model), at_share(row), Number(100 * row["skipped"], ".0f"),
-                             Number(1 / row["sparse"], ".0f", rtol=0.3),
-                             cell(median_of_groups(row["ratios"])[0], ".2f", rtol=0.2), Number(predicted, ".2f")])
-    return rows
-
-
-def not_run_rows(speed: Data) -> list[list[Any]]:
-    """Methods that the decoder cannot run at any share, and why not at the least."""
-    ran = {row["method"] for found in speed.values() for row in found if "ratio" in row}
-    reasons = {row["method"]: row["reason"] for found in speed.values() for row in reversed(found) if row["method"] not in ran}
-    return [[label(method), reasons[method]] for method in sorted(reasons)]
-
-
 def many_rows(data: Data, group: str = "scap7") -> list[list[Any]]:
     """Model, method; mean of the group (%), minus dense, and the search's candidate minus it, both paired (points)."""
     rows = []
@@ -150,33 +129,6 @@ def many_rows(data: Data, group: str = "scap7") -> list[list[Any]]:
     return rows
 
 
-def picture(speed: Data, quality: Data, search: Data) -> dict[str, dict[str, list[tuple[float, Interval]]]]:
-    """model -> method -> [(times the dense decoder's speed, KL)]: quality against measured decode speed.
-
-    Both of tokens that are made sparse. A method that leaves a share of each sequence dense was compared at the share that it
-    skips over all tokens, of whose KL the dense ones have none.
-    """
-    found: dict[str, dict[str, list[tuple[float, Interval]]]] = {}
-    for model, rows in speed.items():
-        for row in rows:
-            if "ratio" not in row:
-                continue
-            if row["method"] == "spread":
-                own = held_out(search, model, "chosen", row["share"])
-                kl = None if own is None else own.divergence()
-            elif row["method"] == compare_granular.METHOD:
-                own = compare_granular.at_share(quality[model]["methods"].get(row["method"], ()), row["share"])
-                kl = None if own is None else own.divergence()
-            else:
-                known, part = curve(quality, model, row["method"]), row["token_share"]
-                kl = None if known is None else known.kl_at(row["skipped"] * part)
-                kl = None if kl is None else Interval(*(each / part for each in (kl.value, kl.low, kl.high)))
-            if kl is not None:
-                found.setdefault(model, {}).setdefault(row["method"], []).append((row["ratio"], kl))
-    return {model: {method: sorted(points, key=lambda p: p[0]) for method, points in methods.items()}
-            for model, methods in found.items()}
-
-
 def verdict_search(search: Data, quality: Data, model: str, share: float, methods: Sequence[str] = SINGLE) -> Verdict | None:
     """Whether the search's KL is a quarter below the best single method's; None where no single method reaches the share."""
     found = over_best(search, quality, model, share, methods)
@@ -187,35 +139,3 @@ def verdict_search(search: Data, quality: Data, model: str, share: float, method
         f"search, {100 * share:.0f}%, {short(model)}", "one recipe beats the best single training-free method by a quarter in KL",
         f"KL of the search's recipe over that of {label(best)} at {100 * share:.0f}% of all weights skipped, held-out text",
         number=ratio.value, low=ratio.low, high=ratio.high, published=ASKED, null=1.0)
-
-
-def time_at(rows: Sequence[Data], share: float) -> tuple[float, np.ndarray] | None:
-    """A token's time over the dense decoder's with `share` of all weights skipped, and bootstrap draws of it.
-
-    Methods do not meet a share exactly, and more skipped is less read: time lies on a line between
-    a method's measured shares, and the dense decoder's at none. None beyond them.
-    """
-    found = sorted((row for row in rows if "ratio" in row), key=lambda row: row["skipped"])
-    if not found or not 0 <= share <= found[-1]["skipped"] + SLACK:
-        return None
-    times = [median_of_groups(1 / np.asarray(row["ratios"]), seed=100 * i) for i, row in enumerate(found)]
-    shares = [0.0, *(row["skipped"] for row in found)]
-    medians = [1.0, *(each.value for each, _ in times)]
-    drawn = np.array([np.ones(RESAMPLES), *(draws for _, draws in times)])
-    return float(np.interp(share, shares, medians)), np.array([np.interp(share, shares, each) for each in drawn.T])
-
-
-def verdict_speed(search: Data, quality: Data, speed: Data, model: str, share: float, margin: float = 0.03) -> Verdict | None:
-    """Whether the search's recipe decodes no slower than the best single method, both in times dense; None where unmeasured."""
-    found = over_best(search, quality, model, share)
-    if found is None:
-        return None
-    own, other = (time_at([row for row in speed[model] if row["method"] == method], share) for method in ("spread", found[0]))
-    if own is None or other is None:
-        return None
-    low, high = np.quantile(1 / own[1] - 1 / other[1], [0.025, 0.975])
-    number = 1 / own[0] - 1 / other[0]
-    return kept(
-        f"search's speed, {100 * share:.0f}%, {short(model)}", "at no higher measured decode time",
-        f"times dense of the search's recipe minus that of {label(found[0])}, both at {100 * share:.0f}%; {margin:g} is allowed",
-        number=number, low=min(float(low), number), high=max(float(high), number), margin=margin)

@@ -27,7 +27,7 @@ from sparsity_lib.parts.scores import Relative
 
 METHODS = ("cats", "claws", "gaussian", "griffin", "scap", "teal", "inputs_topk", "gaussian_inputs", "larosa", "wina", "rsparse",
            "nm", "wanda", "teal_head", "wina_head", "larosa_head", "spread")
-SHARES = {"smollm2-135m-instruct": (0.2, 0.4, 0.5, 0.6), "gemma3-270m": (0.15, 0.4, 0.5, 0.6)}
+SHARES = {"smollm2-135m-instruct": (0.2, 0.4, 0.5, 0.6, 0.7), "gemma3-270m": (0.15, 0.4, 0.5, 0.6, 0.7)}
 #: Text: tokens of the prompt, and of its continuation, one a round; the same in every build.
 PROMPT, TOKENS = 128, 12
 WARMUP = 2
