@@ -7,6 +7,7 @@ from sparsity_lib.evaluate.benchmarks import BenchmarkResult, TaskResult
 from sparsity_lib.evaluate.groups import resolve
 from sparsity_lib.experiments import compare_report as report
 from sparsity_lib.experiments import compare_search_report as search_report
+from sparsity_lib.experiments import compare_speed_report as speed_report
 from sparsity_lib.experiments.compare_common import EVERY_METHOD
 from sparsity_lib.figures import compare as figures
 from sparsity_lib.overheads import Overheads
@@ -128,19 +129,40 @@ SPEED = {MODEL: [speed_row("spread", 0.3, 1.5), speed_row("teal_head", 0.3, 1.4)
                  {"method": "wanda", "share": 0.3, "reason": "no"}, speed_row("griffin", 0.2, 1.1, token_share=0.5)]}
 
 
+def test_what_is_lost_is_compared_in_equal_time_too():
+    # as fast: the search's own share counts. Slower: it skips more until it is; faster: no less than was asked for
+    even = speed_report.at_equal_time(SEARCH, QUALITY, SPEED, MODEL, 0.3)
+    ratio = search_report.over_best(SEARCH, QUALITY, MODEL, 0.3)[1].value
+    assert even[0] == "teal_head" and even[1] == 0.3 and even[2].value == pytest.approx(ratio)
+    slow = {MODEL: [speed_row("spread", 0.2, 1.1), speed_row("spread", 0.6, 1.8), speed_row("teal_head", 0.3, 1.4)]}
+    rising = {"models": {MODEL: {"held out": {"chosen": {"points": [point(0.3, 0.05), point(0.5, 0.2)]}}}}}
+    best, share, later = speed_report.at_equal_time(rising, QUALITY, slow, MODEL, 0.3)
+    low, high = 1 / 1.1, 1 / 1.8
+    assert best == "teal_head" and share == pytest.approx(0.2 + 0.4 * (low - 1 / 1.4) / (low - high))
+    assert later.value == pytest.approx(0.05 * 4 ** ((share - 0.3) / 0.2) / 0.16, rel=1e-3)
+    assert later.low <= later.value <= later.high
+    assert speed_report.verdict_equal_time(SEARCH, QUALITY, SPEED, MODEL, 0.3).outcome == "reproduced"
+    assert speed_report.verdict_equal_time(SEARCH, QUALITY, SPEED, MODEL, 0.7) is None
+    rows = speed_report.equal_time_rows(rising, QUALITY, slow, (0.3, 0.7))
+    assert [len(row) for row in rows] == [6] and rows[0][1:3] == ["30%", search_report.label("teal_head")]
+    # never in reach: the line goes on as it fell last, and ends with what was measured in quality
+    never = {MODEL: [speed_row("spread", 0.2, 1.01), speed_row("spread", 0.3, 1.02), speed_row("teal_head", 0.3, 3.0)]}
+    assert speed_report.at_equal_time(SEARCH, QUALITY, never, MODEL, 0.3) is None
+
+
 def test_speed_is_compared_in_times_dense():
-    assert search_report.verdict_speed(SEARCH, QUALITY, SPEED, MODEL, 0.3).outcome == "reproduced"
+    assert speed_report.verdict_speed(SEARCH, QUALITY, SPEED, MODEL, 0.3).outcome == "reproduced"
     slower = {MODEL: [speed_row("spread", 0.3, 1.2), SPEED[MODEL][1]]}
-    assert search_report.verdict_speed(SEARCH, QUALITY, slower, MODEL, 0.3).outcome == "not reproduced"
-    assert search_report.verdict_speed(SEARCH, QUALITY, SPEED, MODEL, 0.6) is None
+    assert speed_report.verdict_speed(SEARCH, QUALITY, slower, MODEL, 0.3).outcome == "not reproduced"
+    assert speed_report.verdict_speed(SEARCH, QUALITY, SPEED, MODEL, 0.6) is None
     # read at the share that is compared: a method that skips more is as fast as it would be with less
     more = {MODEL: [speed_row("spread", 0.3, 1.5), {**speed_row("teal_head", 0.3, 2.0), "skipped": 0.45}]}
-    number = search_report.verdict_speed(SEARCH, QUALITY, more, MODEL, 0.3).number
-    assert number == pytest.approx(1.5 - 1 / (1 - 0.5 * 0.3 / 0.45)) and search_report.time_at(more[MODEL][:1], 0.4) is None
-    rows = search_report.speed_rows(SPEED)
+    number = speed_report.verdict_speed(SEARCH, QUALITY, more, MODEL, 0.3).number
+    assert number == pytest.approx(1.5 - 1 / (1 - 0.5 * 0.3 / 0.45)) and speed_report.time_at(more[MODEL][:1], 0.4) is None
+    rows = speed_report.speed_rows(SPEED)
     assert rows[0][4].value == pytest.approx(1.5) and len(rows) == 3 and {len(r) for r in rows} == {6}
-    assert search_report.not_run_rows(SPEED) == [["Wanda weights", "no"]]
-    found = search_report.picture(SPEED, QUALITY, SEARCH)[MODEL]
+    assert speed_report.not_run_rows(SPEED) == [["Wanda weights", "no"]]
+    found = speed_report.picture(SPEED, QUALITY, SEARCH)[MODEL]
     assert set(found) == {"spread", "teal_head", "griffin"} and found["spread"][0][1].value == pytest.approx(0.08 * MEAN)
     # a fifth of the weights of every sparse token: a tenth over all tokens, half of which have no KL
     assert found["griffin"][0][1].value == pytest.approx(2 * 0.1 * FACTORS["griffin"] * MEAN)

@@ -134,7 +134,7 @@ def at_equal_time(
 
 
 def equal_time_rows(search: Data, quality: Data, speed: Data, shares: Sequence[float]) -> list[list[Any]]:
-    """Model, best single method, its share (%) and KL; the share at which the search's recipe is as fast, and the KLs' ratio."""
+    """Model, share, best single method, its KL; the share at which the search's recipe is as fast, and the KLs' ratio."""
     rows = []
     for model in search["models"]:
         for share in shares:
@@ -142,7 +142,7 @@ def equal_time_rows(search: Data, quality: Data, speed: Data, shares: Sequence[f
             if found is not None:
                 best, own, ratio = found
                 kl = curve(quality, model, best).kl_at(share)
-                rows.append([short(model), label(best), Number(100 * share, ".0f"), cell(kl, ".3f"),
+                rows.append([short(model), f"{100 * share:.0f}%", label(best), cell(kl, ".3f"),
                              Number(100 * own, ".1f", atol=2), cell(ratio, ".2f")])
     return rows
 
