@@ -61,7 +61,8 @@ def _legend(figure: Figure, panels) -> None:
     for axes in panels[0]:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
-    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4)
+    wide = max(map(len, known), default=0) > 20  # four such labels do not fit side by side
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=3 if wide else 4)
 
 
 def effects(found: Mapping[str, Mapping[str, Sequence[tuple[str, Interval, float]]]]) -> Figure:
