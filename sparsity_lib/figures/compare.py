@@ -16,7 +16,7 @@ Points = Mapping[str, Mapping[str, Sequence[tuple[float, Interval]]]]
 
 def picture(found: Points) -> Figure:
     """KL against measured decode speed, a panel a model: model -> method -> [(times dense, KL)]; below and right is better."""
-    figure, panels = style.figure(1, len(found), height=4.2, sharey=True, squeeze=False)
+    figure, panels = style.figure(1, len(found), height=5.0, sharey=True, squeeze=False)
     for axes, (model, methods) in zip(panels[0], found.items(), strict=True):
         for method, points in methods.items():
             style.line(axes, method, [x for x, _ in points], [k.value for _, k in points],
