@@ -183,7 +183,10 @@ class TestChoose:
 
     def test_what_tasks_say_stands_beside_the_ranking(self, monkeypatch):
         shown = choose.by_tasks()
-        assert "Gemma at 40%: " in shown and "SmolLM2 at 40%: " in shown and shown.count("[") == 4
+        assert "Gemma at 40%: " in shown and "SmolLM2 at 40%: " in shown and shown.count("[") == 6
+        assert "On 420 documents of each of seven tasks, at the same shares: SmolLM2: " in shown
+        monkeypatch.setattr(choose.results, "names", lambda: ["compare_tasks"])
+        assert choose.by_tasks() == shown[:shown.index(" On 420")] + "\n"
         monkeypatch.setattr(choose.results, "names", list)
         assert choose.by_tasks().endswith("`make results R=compare_tasks`.\n")
 

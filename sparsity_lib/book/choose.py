@@ -7,13 +7,14 @@ from sparsity_lib.book.curves import BOUNDS, PARTS, TOGETHER, TRAINED, Curve, Po
 from sparsity_lib.book.markdown import listed, table
 from sparsity_lib.book.speeds import speed
 from sparsity_lib.claims import page
+from sparsity_lib.evaluate.bench_result import BenchmarkResult
 from sparsity_lib.experiments.claws_report import points, short
 from sparsity_lib.experiments.compare_report import nine
 from sparsity_lib.report import Number
 
 #: Shares of all weights skipped at which methods are ranked.
 SHARES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40, 0.50)
-TASKS = "compare_tasks"
+TASKS, MANY = "compare_tasks", "compare_tasks_many"
 #: A stretch of shares that is shorter than this is not worth a word.
 STRETCH = 0.03
 #: Shares are tried a hundredth apart; neighbours are no further from each other than this.
@@ -132,4 +133,20 @@ def by_tasks() -> str:
         parts.append(f"{short(model)} at {share:.0%}: {own} points, {style.look(method).label} {best}")
     return ("That is a ranking by KL, which weighs a word by its probability. On nine tasks, which compare the probabilities of "
             "given answers, it need not hold. The search's recipe and the best other method, less the dense model: "
-            f"{'; '.join(parts)}.\n")
+            f"{'; '.join(parts)}.{_on_many()}\n")
+
+
+def _on_many() -> str:
+    """A sentence: the same for the best of each kind, on more documents."""
+    if MANY not in results.names():
+        return ""
+    found, parts = results.load(MANY), []
+    for model, rows in found.data.items():
+        scored = {row["method"]: BenchmarkResult.from_dict(row["results"]["scap7"]) for row in rows
+                  if "results" in row and "part" not in row}
+        lost = {method: points(each, scored["dense"], "scap7") for method, each in scored.items() if method != "dense"}
+        own = lost.pop("spread")
+        method, best = max(lost.items(), key=lambda pair: pair[1].value)
+        parts.append(f"{short(model)}: {own} points, {style.look(method).label} {best}")
+    return (f" On {found.manifest['params']['tasks']['scap7']} documents of each of seven tasks, at the same shares: "
+            f"{'; '.join(parts)}.")
