@@ -145,6 +145,7 @@ def test_what_is_lost_is_compared_in_equal_time_too():
     assert speed_report.verdict_equal_time(SEARCH, QUALITY, SPEED, MODEL, 0.7) is None
     rows = speed_report.equal_time_rows(rising, QUALITY, slow, (0.3, 0.7))
     assert [len(row) for row in rows] == [6] and rows[0][1:3] == ["30%", search_report.label("teal_head")]
+    assert speed_report.by_round(SPEED, MODEL, 0.3, "teal_head").to_json() == pytest.approx([1.5 / 1.4] * 3)
     # never in reach: the line goes on as it fell last, and ends with what was measured in quality
     never = {MODEL: [speed_row("spread", 0.2, 1.01), speed_row("spread", 0.3, 1.02), speed_row("teal_head", 0.3, 3.0)]}
     assert speed_report.at_equal_time(SEARCH, QUALITY, never, MODEL, 0.3) is None

@@ -111,6 +111,8 @@ def test_a_median_lies_in_its_interval_and_knows_its_units():
     assert median_interval([2.0]).to_json() == [2.0, 2.0, 2.0]
     narrow = median_interval(np.tile(values, 16))
     assert narrow.high - narrow.low < 0.5 * (found.high - found.low)
+
+
 def test_a_median_over_groups_knows_what_a_group_is_worth():
     rng = np.random.default_rng(3)
     alike = 1 + 0.01 * rng.standard_normal((5, 12))
@@ -121,5 +123,3 @@ def test_a_median_over_groups_knows_what_a_group_is_worth():
     # equal seeds draw the same groups: what two share cancels
     other = median_of_groups(apart + 0.05)[1] - median_of_groups(apart)[1]
     assert np.allclose(other, 0.05)
-
-

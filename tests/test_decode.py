@@ -107,9 +107,9 @@ def test_what_is_dropped_goes_through_a_low_rank_product(family, recipe):
     for each in (decoder, without):
         each.prefill(ids[:, :4])
         each.step(5)
-    sites = find_sites(model)
-    added = sum(piece.weights_read(site) for rule, site in recipe.placed(sites) for piece in rule.repair)
-    assert decoder.bytes_read >= without.bytes_read + 4 * added * (0.9 if recipe.rules[0].select.kind == "topk" else 0)
+    if recipe.rules[0].select.kind == "topk":  # as many entries are kept with it and without
+        added = sum(piece.weights_read(site) for rule, site in recipe.placed(find_sites(model)) for piece in rule.repair)
+        assert decoder.bytes_read >= without.bytes_read + 4 * added
 
 
 def test_values_are_not_ranked_with_their_sign():
@@ -156,12 +156,16 @@ def test_heads_that_skip_inputs_are_the_installed_plans(family, recipe):
 
 
 @pytest.mark.parametrize("misled", [False, True])
-@pytest.mark.parametrize(("vocabulary", "share"), [(2000, 0.02), (4099, 0.1), (1500, 0.3)])
+@pytest.mark.parametrize(("vocabulary", "share"), [(2000, 0.02), (4099, 0.1), (9000, 0.05), (1500, 0.3)])
 def test_likely_words_of_many_are_found_by_a_sample_and_without(vocabulary, share, misled):
-    """A sample of every 32nd logit says where to look; where the large ones are just those, it is misled and all are ranked."""
+    """1024 logits, evenly spaced, say where to look; where the large ones are just those, they mislead, and all are ranked.
+
+    Where they lie four and more apart, that is: the floor that they suggest then leaves fewer than are wanted.
+    """
     model, ids = tiny("llama", vocab_size=vocabulary), tokens(1, 20, seed=3)
     if misled:
-        model.lm_head.weight.data[::32] *= 50
+        step = vocabulary // 1024
+        model.lm_head.weight.data[: 1024 * step : step] *= 50
     plan = fit(Recipe("refined", (recipes.head_rule(0.3, refine=share),)), model, ids=IDS)
     decoder = Decoder(model, plan, capacity=20)
     assert forced(model, plan, ids, decoder, prompt=4) < 1e-4

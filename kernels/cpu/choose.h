@@ -83,7 +83,7 @@ static inline int64_t keep_by_rank(const float* score, int64_t n, int64_t k, int
 
 constexpr int64_t SAMPLE = 1024;  // values, evenly spaced
 
-// A value that about twice k of n values, or a few more, are not below: from a sample. Of the least value where k is not few.
+// A value that about twice k of n values, or a few more, are not below: from a sample. Minus infinity where k is not few.
 // score: scratch of SAMPLE floats; keys: of SAMPLE + KEYS_MORE.
 static inline float likely_floor(const float* x, int64_t n, int64_t k, float* score, uint32_t* keys) {
     const int64_t step = n / SAMPLE, rank = step ? 2 * k / step + 16 : SAMPLE;

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsity_lib.checks import count
 from sparsity_lib.decode import structures
 from sparsity_lib.decode.granular import Granular, GranularSource
-from sparsity_lib.decode.rules import PLACES, Choice, check_once, check_sites, choice_of
+from sparsity_lib.decode.rules import PLACES, Choice, check_once, planned
 from sparsity_lib.decode.sources import ModelSource, RandomSource
 from sparsity_lib.errors import SparsityError, refuse
 from sparsity_lib.install import installed, installed_on
@@ -24,7 +24,7 @@ from sparsity_lib.parts.refine import Refine
 from sparsity_lib.parts.select import LAWS
 from sparsity_lib.plan import Plan
 from sparsity_lib.progress import track
-from sparsity_lib.sites import HEAD_IN, SiteMap, find_sites
+from sparsity_lib.sites import HEAD_IN, find_sites
 
 _CACHES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -91,26 +91,12 @@ class Decoder:
         #: Bytes of weights and cache read for the last token, and of thresholds where stripes or neurons have their own.
         self.bytes_read = 0.0
         self._format, self._group = format, group
-        self._choices = choices or self.source.choice if plan is None else self._planned(plan, sites)
+        self._choices = choices or self.source.choice if plan is None else planned(plan, sites)
         self._alive: list[Any] = []  # what the structures point to
         self._model = self._build()
         self._logits = torch.empty(self.architecture.vocabulary)
         self._bytes = ctypes.c_double()
         self._start_library()
-
-    @staticmethod
-    def _planned(plan: Plan, sites: SiteMap) -> Callable[[int, str, int], Choice | None]:
-        check_sites(plan.recipe)
-        rules = {(placed.layer, placed.kind): rule for rule, placed in plan.recipe.placed(sites)}
-
-        def choose(layer: int, site: str, width: int) -> Choice | None:
-            if (layer, site) not in rules:
-                return None
-            start = f"{layer}.{site}."
-            tensors = {name.removeprefix(start): t for name, t in plan.tensors.items() if name.startswith(start)}
-            return choice_of(rules[layer, site], tensors, width)
-
-        return choose
 
     def _start_library(self) -> None:
         sizes = (ctypes.c_int64 * 3)()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from sparsity_lib.errors import SparsityError, refuse
 from sparsity_lib.ops.reference import WIDEST_GROUP
 from sparsity_lib.parts.select import Gaussian, Threshold, TopK
+from sparsity_lib.plan import Plan
 from sparsity_lib.recipe import Recipe, Rule
-from sparsity_lib.sites import DOWN_IN, GATE, HEAD_IN, O_IN, QKV_IN, UP_IN
+from sparsity_lib.sites import DOWN_IN, GATE, HEAD_IN, O_IN, QKV_IN, UP_IN, SiteMap
 
 #: Sites of a block by the names of structures.Layer.
 PLACES = {QKV_IN: "at_qkv", O_IN: "at_o", UP_IN: "at_up", GATE: "at_gate", DOWN_IN: "at_down"}
@@ -135,6 +136,21 @@ def _low_rank(rule: Rule, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, 
         return ()
     count = sum(name.startswith("left_") for name in tensors)
     return tuple((tensors[f"left_{i}"].float(), tensors[f"right_{i}"].float()) for i in range(count))
+
+
+def planned(plan: Plan, sites: SiteMap) -> Callable[[int, str, int], Choice | None]:
+    """(layer, site, width) -> what a plan keeps there; None where it has no rule."""
+    check_sites(plan.recipe)
+    rules = {(placed.layer, placed.kind): rule for rule, placed in plan.recipe.placed(sites)}
+
+    def choose(layer: int, site: str, width: int) -> Choice | None:
+        if (layer, site) not in rules:
+            return None
+        start = f"{layer}.{site}."
+        tensors = {name.removeprefix(start): t for name, t in plan.tensors.items() if name.startswith(start)}
+        return choice_of(rules[layer, site], tensors, width)
+
+    return choose
 
 
 def check_sites(recipe: Recipe) -> None:

@@ -81,7 +81,8 @@ def time_at(rows: Sequence[Data], share: float) -> tuple[float, np.ndarray] | No
 def _lines(rows: Sequence[Data]) -> tuple[list[float], np.ndarray, np.ndarray]:
     """Shares [points], rising from 0; times over dense [points], and draws of them [points, resamples]."""
     found = sorted(rows, key=lambda row: row["skipped"])
-    times = [median_of_groups(1 / np.asarray(row["ratios"]), seed=100 * i) for i, row in enumerate(found)]
+    # of one share all methods were timed in the same builds: equal seeds draw the same ones
+    times = [median_of_groups(1 / np.asarray(row["ratios"]), seed=round(1e4 * row["share"])) for row in found]
     return ([0.0, *(row["skipped"] for row in found)], np.array([1.0, *(each.value for each, _ in times)]),
             np.array([np.ones(RESAMPLES), *(draws for _, draws in times)]))
 
@@ -122,7 +123,7 @@ def at_equal_time(
         return None
     needed = np.maximum(share, share_at_time(own, np.array([taken[0]])))
     drawn = np.maximum(share, share_at_time(own, taken[1], draws=True))
-    if needed[0] > line.shares[-1] + SLACK:
+    if max(needed[0], np.quantile(drawn, 0.975)) > line.shares[-1] + SLACK:  # quality is not known there
         return None
     base = curve(quality, model, best).at(share)
     index = resample(len(base))
@@ -145,6 +146,12 @@ def equal_time_rows(search: Data, quality: Data, speed: Data, shares: Sequence[f
                 rows.append([short(model), f"{100 * share:.0f}%", label(best), cell(kl, ".3f"),
                              Number(100 * own, ".1f", atol=2), cell(ratio, ".2f")])
     return rows
+
+
+def by_round(speed: Data, model: str, share: float, method: str) -> Interval:
+    """The search's recipe's speed over a method's, both made for a share, round by round of the same builds."""
+    own, other = (next(row for row in speed[model] if row["method"] == m and row["share"] == share) for m in ("spread", method))
+    return median_of_groups(np.asarray(own["ratios"]) / np.asarray(other["ratios"]))[0]  # the dense decoder cancels
 
 
 def verdict_equal_time(search: Data, quality: Data, speed: Data, model: str, share: float) -> Verdict | None:
