@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from core_tiny import HIDDEN, LAYERS, VOCABULARY, WIDTH, tiny, tokens
+from compare_tiny import IDS, Checkpoint, bench_of, granular, tied
+from core_tiny import HIDDEN, LAYERS, VOCABULARY, WIDTH, tiny
 
 from sparsity_lib import Plan, Recipe, Rule, SparsityError, account, find_sites, fit, installed, recipes, weights_per_token
-from sparsity_lib.cwic import CWICConfig, convert, registry_of
+from sparsity_lib.cwic import registry_of
 from sparsity_lib.experiments import (
     common,
-    compare_common,
     compare_granular,
     compare_protocol,
     compare_quality,
@@ -17,7 +17,7 @@ from sparsity_lib.experiments import (
     compare_tasks,
     compare_tasks_many,
 )
-from sparsity_lib.experiments.compare_common import EVERY_METHOD, Bench, density_at, maker
+from sparsity_lib.experiments.compare_common import EVERY_METHOD, density_at, maker
 from sparsity_lib.ops import library
 from sparsity_lib.overheads import Overheads, overheads
 from sparsity_lib.parts.repairs import LowRank
@@ -25,52 +25,15 @@ from sparsity_lib.parts.select import TopK
 from sparsity_lib.parts.transforms import Rotate
 from sparsity_lib.style import LOOKS
 
-IDS = tokens(3, 16)
-
-
-class Checkpoint:
-    """Runs every item, each known by other parameters."""
-
-    def __init__(self):
-        self.seen = []
-
-    def item(self, params, compute):
-        assert params not in self.seen
-        self.seen.append(params)
-        return compute()
-
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny("llama", tie_word_embeddings=True)
+    return tied()
 
 
 @pytest.fixture
 def bench(model, monkeypatch):
-    """A bench on a tiny model and made-up text."""
-    monkeypatch.setattr(common, "CALIBRATION", {"tokens": 48, "length": 16, "seed": 0})
-    monkeypatch.setattr(compare_common, "SEARCH", {"tokens": 32, "length": 16})
-
-    def texts(tokenizer, split="", tokens=48, length=16, **options):
-        draw = torch.Generator().manual_seed(len(split))
-        return torch.randint(3, VOCABULARY, (max(1, tokens // length), length), generator=draw)
-
-    monkeypatch.setattr("sparsity_lib.assets.texts.token_sequences", texts)
-    made = Bench.__new__(Bench)
-    made.name, made.fitted, made.model, made.tokenizer, made.ids = "tiny", model, model, object(), IDS
-    made._last = ("", None)
-    monkeypatch.setattr(compare_granular, "load", lambda share: granular(share))
-    return made
-
-
-def granular(share):
-    """A converted model with thresholds in the middle of its inputs."""
-    made = tiny("llama", tie_word_embeddings=True)
-    registry = convert(made, CWICConfig(stripe={"q": 16, "gate": 12}))
-    with torch.no_grad():
-        for layer in registry.layers.values():
-            layer.sparsity.theta.fill_(share)
-    return made.eval()
+    return bench_of(model, monkeypatch)
 
 
 @pytest.mark.parametrize("method", EVERY_METHOD)
