@@ -5,6 +5,7 @@ import pytest
 
 from sparsity_lib.evaluate.benchmarks import BenchmarkResult, TaskResult
 from sparsity_lib.evaluate.groups import resolve
+from sparsity_lib.experiments import compare_protocol_report as protocol_report
 from sparsity_lib.experiments import compare_report as report
 from sparsity_lib.experiments import compare_search_report as search_report
 from sparsity_lib.experiments import compare_speed_report as speed_report
@@ -176,14 +177,15 @@ def test_protocol_rows_are_over_the_first_setting():
                 for v, k in values]
 
     data = {MODEL: {"teal": {"text": rows("source", [("", 0.1), ("squad", 0.2)])}}}
-    found = report.protocol_rows(data, "text")
+    found = protocol_report.protocol_rows(data, "text")
     assert [r[1] for r in found] == ["TEAL, all sources", "TEAL, squad"] and found[1][4].value == pytest.approx(2)
-    assert report.protocol_ratio(data, MODEL, "teal", "text", "squad").value == pytest.approx(2)
+    assert protocol_report.protocol_ratio(data, MODEL, "teal", "text", "squad").value == pytest.approx(2)
     more = {MODEL: {**data[MODEL], "cats": {"text": rows("source", [("", 0.1), ("squad", 0.12), ("drop", 0.02)])}, "wina": {}}}
-    assert report.largest_change(more, "text")[:3] == (MODEL, "cats", "drop")
-    assert report.change_name({"token_share": 0.1}) == "10% of tokens"
-    assert report.change_name({"calibration": {"tokens": 512, "length": 64}}) == "512 tokens, 64 a sequence"
-    assert figures.effects(report.protocol_points(data, "text")) is not None and not report.protocol_rows(data, "seed")
+    assert protocol_report.largest_change(more, "text")[:3] == (MODEL, "cats", "drop")
+    assert protocol_report.change_name({"token_share": 0.1}) == "10% of tokens"
+    assert protocol_report.change_name({"calibration": {"tokens": 512, "length": 64}}) == "512 tokens, 64 a sequence"
+    assert figures.effects(protocol_report.protocol_points(data, "text")) is not None
+    assert not protocol_report.protocol_rows(data, "seed")
 
 
 def task(name, right):
@@ -222,6 +224,25 @@ def test_many_documents_set_the_choice_beside_each():
     assert [r[1] for r in rows] == ["dense", "TEAL, 40%", "this book's search, 40%", "this book's search, without x, 40%"]
     assert [c and round(c.value) for c in (r[3] for r in rows)] == [None, -50, -25, -75]
     assert [c and round(c.value) for c in (r[4] for r in rows)] == [None, 25, None, 50]
+
+
+def test_perplexity_and_agreement_are_read_off_between_points():
+    found = report.other_at(QUALITY[MODEL]["methods"]["larosa"], "perplexity", 0.2)  # loss is linear between 0.1 and 0.3
+    assert found.value == pytest.approx(np.exp(3 + (0.05 + 0.2) / 2 * MEAN)) and found.low < found.value < found.high
+    assert report.other_at(QUALITY[MODEL]["methods"]["larosa"], "agreement", 0.2).value == pytest.approx(50)
+    assert report.other_at(QUALITY[MODEL]["methods"]["larosa"], "agreement", 0.5) is None
+    rows = report.other_rows(QUALITY, "perplexity", (0.1, 0.5), ("larosa",))
+    assert [r[1] for r in rows] == ["dense", "LaRoSA"] and rows[0][2].value == pytest.approx(np.exp(3)) and rows[1][3] is None
+    far = {MODEL: {**QUALITY[MODEL], "methods": {"larosa": [point(0.1, 5.0)]}}}
+    assert report.other_rows(far, "perplexity", (0.1,))[1][2].fmt == ".2g"
+    found = report.other_rows(report.with_search(QUALITY, SEARCH), "perplexity", (0.2,), ("larosa", "spread"))
+    assert found[2][1] == "this book's search" and found[2][2].value == pytest.approx(np.exp(3 + 0.08 * MEAN))
+
+
+def test_a_sparse_tokens_divergence_is_what_all_have_by_their_share():
+    rows = [{"change": {"token_share": part}, "quality": quality(0.1 * part), "shares": {"skipped": 0.2}} for part in (1.0, 0.5)]
+    found = protocol_report.protocol_rows({MODEL: {"teal": {"tokens": rows}}}, "tokens")
+    assert found[0][4].value == pytest.approx(found[1][4].value) == found[0][3].value and found[1][5].value == pytest.approx(0.5)
 
 
 def test_figures_are_drawn():

@@ -100,6 +100,45 @@ def quality_rows(data: Data, shares: Sequence[float], methods: Sequence[str] = L
     return rows
 
 
+#: What else is stored of every point -> its sums by sequence, and what turns their mean into it.
+OTHERS = {"perplexity": ("nll", np.exp), "agreement": ("agree", lambda mean: 100 * mean)}
+
+
+def other_at(found: Sequence[Data], what: str, share: float) -> Interval | None:
+    """Perplexity or agreement (%) at a share, its sums linear between measured points; None beyond them."""
+    line = Curve.of(found)
+    if line is None or line.at(share) is None:
+        return None
+    name, transform = OTHERS[what]
+    points = sorted((p for p in found if "quality" in p), key=lambda p: p["shares"]["skipped"])
+    sums = np.array([p["quality"][name] for p in points])
+    return ratio_interval([np.interp(share, line.shares, each) for each in sums.T], line.tokens, transform=transform)
+
+
+def other_rows(data: Data, what: str, shares: Sequence[float], methods: Sequence[str] = LISTED) -> list[list[Any]]:
+    """Model, method; one of `OTHERS` at each share with its interval, the dense model's first and at every share."""
+    rows = []
+    for model in data:
+        (name, transform), dense = OTHERS[what], data[model]["dense"]
+        own = ratio_interval(dense[name], dense["tokens"], transform=transform)
+        rows.append([short(model), label("dense"), *[_other_cell(own)] * len(shares)])
+        for method in known(data, model, methods):
+            found = [other_at(data[model]["methods"][method], what, share) for share in shares]
+            rows.append([short(model), label(method), *map(_other_cell, found)])
+    return rows
+
+
+def _other_cell(found: Interval | None) -> Number | None:
+    """Perplexities beyond use without decimals."""
+    return None if found is None else cell(found, ".1f" if found.high < 1000 else ".2g")
+
+
+def with_search(data: Data, search: Data) -> dict[str, Any]:
+    """The stored methods, and "spread", what the search chose, along the shares where it was held out."""
+    return {model: {**own, "methods": {**own["methods"], "spread": search["models"][model]["held out"]["chosen"]["points"]}}
+            for model, own in data.items()}
+
+
 def reach_rows(data: Data, methods: Sequence[str] = LISTED) -> list[list[Any]]:
     """Model, method, the largest share asked for that it reaches (%), and why it ends there: of those that do not reach all."""
     rows = []
@@ -184,60 +223,6 @@ def best_single(data: Data, model: str, share: float, methods: Sequence[str] = S
         if own is not None and (kl := own.kl_at(share)) is not None:
             found[method] = kl.value
     return min(found, key=found.get) if found else None
-
-
-def protocol_points(data: Data, effect: str) -> dict[str, dict[str, list[tuple[str, Interval, float]]]]:
-    """model -> method -> [(what was changed, KL, share skipped)]."""
-    def point(row: Data) -> tuple[str, Interval, float]:
-        return change_name(row["change"]), Quality.from_json(row["quality"]).divergence(), row["shares"]["skipped"]
-
-    return {model: {method: [point(row) for row in found[effect]] for method, found in methods.items() if effect in found}
-            for model, methods in data.items()}
-
-
-def change_name(change: Data) -> str:
-    """One changed thing in words."""
-    if "token_share" in change:
-        return f"{100 * change['token_share']:.0f}% of tokens"
-    found = change["calibration"]
-    if "source" in found:
-        return found["source"]
-    if "seed" in found:
-        return f"seed {found['seed']}"
-    return ", ".join(f"{value} {'tokens' if key == 'tokens' else 'a sequence'}" for key, value in found.items()) or "all sources"
-
-
-def protocol_rows(data: Data, effect: str) -> list[list[Any]]:
-    """Model, method and what was changed; weights skipped (%), KL, and KL over the first setting's (paired over sequences)."""
-    rows = []
-    for model in data:
-        for method, effects in data[model].items():
-            if effect not in effects:
-                continue
-            base = Quality.from_json(effects[effect][0]["quality"])
-            for row in effects[effect]:
-                own = Quality.from_json(row["quality"])
-                skipped = Number(100 * row["shares"]["skipped"], ".1f")
-                name = f"{label(method)}, {change_name(row['change'])}"
-                rows.append([short(model), name, skipped, cell(own.divergence(), ".3f"),
-                             cell(ratio_interval(own.kl, base.kl), ".2f")])
-    return rows
-
-
-def protocol_ratio(data: Data, model: str, method: str, effect: str, change: str) -> Interval:
-    """KL with one thing changed, by the name that `change_name` gives it, over the first setting's; paired over sequences."""
-    rows = data[model][method][effect]
-    row = next(row for row in rows if change_name(row["change"]) == change)
-    own, base = (Quality.from_json(each["quality"]) for each in (row, rows[0]))
-    return ratio_interval(own.kl, base.kl)
-
-
-def largest_change(data: Data, effect: str) -> tuple[str, str, str, Interval]:
-    """Model, method, change and ratio where an effect moves KL furthest, up or down."""
-    found = [(model, method, name, protocol_ratio(data, model, method, effect, name))
-             for model, methods in data.items() for method, effects in methods.items() if effect in effects
-             for name in map(change_name, (row["change"] for row in effects[effect][1:]))]
-    return max(found, key=lambda each: abs(np.log(each[-1].value)))
 
 
 def at_share(row: Data) -> str:
