@@ -5,6 +5,7 @@ import torch
 
 from sparsity_lib import SparsityError, experiments, ops, results
 from sparsity_lib.bench import decode, glu, gpu, matvec, scaling, timing
+from sparsity_lib.book import scaling as page
 from sparsity_lib.ops import library, reference
 
 pytestmark = pytest.mark.skipif(library.path() is None, reason="no compiled library")
@@ -111,3 +112,17 @@ def test_sweeps_are_measured_by_processes():
     assert found["span"] >= found["task"] > 0 and found["start"] > 0 and 0 < found["busy"] <= 1
     points = {"1": {**found, "span": 2.0}, "4": {**found, "span": 2.5}}
     assert scaling.efficiency(points) == {1: 1.0, 4: 0.8} and "4 workers: 2.5 s, efficiency 80%" in scaling.table("dask", points)
+
+
+def test_the_book_shows_how_sweeps_grow(monkeypatch):
+    monkeypatch.setattr(results, "names", lambda: [])
+    assert "make results R=bench/scaling" in page.loads()
+    point = {"span": 2.0, "task": 0.5, "busy": 0.9, "start": 1.0}
+    found = results.Result(page.RESULT, {"dask": {"1": point, "4": {**point, "span": 5.0}}},
+                           {"machine": {"cores": 2}, "params": {"tasks": 4, "workers": [1, 2, 4]}})
+    monkeypatch.setattr(results, "names", lambda: [page.RESULT])
+    monkeypatch.setattr(results, "load", lambda name: found)
+    text = page.loads()
+    assert "2 cores allow 50% with 4 workers" in text
+    rows = [line for line in text.splitlines() if line.startswith("| a Dask")]
+    assert len(rows) == 2 and "100" in rows[0] and "40.0" in rows[1]

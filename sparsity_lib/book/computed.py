@@ -33,6 +33,7 @@ BLOCKS = {
     "trust-arithmetic": "sparsity_lib.stress.page:arithmetic",
     "trust-licences": "sparsity_lib.stress.page:licences",
     "streaming-costs": "sparsity_lib.book.streaming:costs",
+    "scaling-loads": "sparsity_lib.book.scaling:loads",
 }
 #: The same for a few words inside a sentence.
 WORDS = {
