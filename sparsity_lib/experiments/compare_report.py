@@ -239,11 +239,12 @@ def nine(found: Data) -> BenchmarkResult:
 
 
 def task_rows(data: Data) -> list[list[Any]]:
-    """Model, method and share; mean of nine tasks (%), its difference to dense in points, mean of SCAP's seven (%)."""
+    """Model, method and share, from small shares to large; mean of nine tasks (%), its difference to dense in points, mean of
+    SCAP's seven (%)."""
     rows = []
     for model, found in data.items():
         dense = nine(found[0])
-        for row in found:
+        for row in sorted(found, key=lambda row: row["share"]):
             start = [short(model), at_share(row)]
             if "results" not in row:
                 rows.append([*start, None, None, None])

@@ -15,7 +15,7 @@ from sparsity_lib.experiments.scap_grid import TEXT
 #: The seven of SCAP's tables, OpenBookQA and MMLU; documents a task, and a subject of MMLU.
 TASKS = {"scap7": 60, "openbookqa": 60, "mmlu": 1}
 METHODS = ("cats", "claws", "gaussian", "griffin", "oracle", "random", "scap", "teal", "inputs_topk", "larosa", "wina", "rsparse",
-           "nm", "magnitude", "wanda", "larosa_head", "spread")
+           "nm", "magnitude", "wanda", "teal_head", "wina_head", "larosa_head", "spread")
 #: By model: what a method without the head can reach, and what only those with it do.
 SHARES = {"smollm2-135m-instruct": (0.2, 0.4), "gemma3-270m": (0.15, 0.4)}
 #: Tasks score words that a model finds unlikely, so what is done at the head is tried apart: without parts of the candidate.
