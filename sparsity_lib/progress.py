@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -14,6 +15,14 @@ T = TypeVar("T")
 SWITCH = "SPARSITY_PROGRESS"
 #: Work that ends sooner than this shows no bar at all (seconds).
 DELAY = 2.0
+
+
+def unshare() -> None:
+    """Give a forked process a lock of its own for its bars.
+
+    tqdm's is shared by a process and what it forks: one that is killed while it draws would leave it taken, for good, for all.
+    """
+    tqdm.set_lock(threading.RLock())
 
 
 def shown() -> bool:

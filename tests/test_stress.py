@@ -9,9 +9,9 @@ import time
 import pytest
 from book_checkout import ROOT, small_book
 
-from sparsity_lib import results
+from sparsity_lib import progress, results
 from sparsity_lib.errors import SparsityError, refuse
-from sparsity_lib.stress import base, experiment, page
+from sparsity_lib.stress import base, children, experiment, page
 from sparsity_lib.stress.__main__ import main, said
 
 checkout = pytest.fixture(small_book)
@@ -24,6 +24,24 @@ def test_nothing_is_lost(name):
         pytest.skip(found["not_here"])
     assert found["lost"] == 0, "\n".join(found["described"])
     assert found["tried"] == found["right"] + found["refused"] > 0
+
+
+def test_a_child_killed_while_it_draws_leaves_the_others_their_bars(monkeypatch):
+    monkeypatch.setenv(progress.SWITCH, "1")
+    reading, writing = os.pipe()
+
+    def drawing():
+        progress.tqdm.get_lock().acquire()
+        os.write(writing, b"x")
+        time.sleep(60)
+
+    with progress.bar(total=1):  # from here on there is a lock that children would share
+        pass
+    child = children.start(drawing)
+    os.read(reading, 1)
+    os.kill(child, signal.SIGKILL)
+    assert children.end(child) == -signal.SIGKILL
+    assert children.end(children.start(lambda: progress.bar(total=1).close()), seconds=10) == children.DONE
 
 
 def make(run):
@@ -80,14 +98,14 @@ class TestCounting:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(base.time, "sleep", interrupted)
-        children, fork = [], os.fork
-        monkeypatch.setattr(base.os, "fork", lambda: (child := fork()) and children.append(child) or child)
+        forked, fork = [], os.fork
+        monkeypatch.setattr(base.os, "fork", lambda: (child := fork()) and forked.append(child) or child)
         before = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             base.run(make(lambda attempts: signal.pause()), "quick")
         assert time.monotonic() - before < 30
         with pytest.raises(ChildProcessError):  # it is not left to wait for
-            os.waitpid(children[0], os.WNOHANG)
+            os.waitpid(forked[0], os.WNOHANG)
 
     def test_a_trial_that_fails_or_cannot_be_made_says_so(self):
         found = base.run(make(lambda attempts: 1 / 0), "quick")

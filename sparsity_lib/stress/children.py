@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from sparsity_lib.errors import SparsityError
+from sparsity_lib.progress import unshare
 
 #: Exit codes of a child: done, refused with a clear error, interrupted by Ctrl-C as a command would say it, anything else.
 DONE, REFUSED, INTERRUPTED, FAILED = 0, 3, 130, 4
@@ -21,6 +22,7 @@ def start(call: Callable[[], object], user: int | None = None) -> int:
     code = FAILED
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        unshare()
         if user is not None:
             os.setgroups([])
             os.setgid(user)
