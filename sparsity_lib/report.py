@@ -32,6 +32,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from . import style
 from .errors import SparsityError, refuse
 from .records import Records
 from .verdicts import Verdict
@@ -187,7 +188,7 @@ def glue_figure(name: str, figure: Figure, *, dpi: int = DPI) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     plt.close(figure)
-    image = base64.b64encode(buffer.getvalue()).decode()
+    image = base64.b64encode(style.compact(buffer.getvalue())).decode()
     _glue(name, {"image/png": image, "text/plain": f"figure {name}"}, hidden=False)
 
 

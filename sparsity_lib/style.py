@@ -122,3 +122,21 @@ def line(
     axes.plot(x, y, **style.options(**changes))
     if low is not None and high is not None:
         axes.fill_between(x, low, high, color=style.color, alpha=0.15, linewidth=0)
+
+
+def compact(png: bytes) -> bytes:
+    """A picture (PNG) in 256 colours, which is a third of the size for lines and text; as it was where that would show."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as picture:
+        full = picture.convert("RGB")
+    few = full.quantize(256, dither=Image.Dither.NONE)
+    error = np.abs(np.asarray(full, dtype=int) - np.asarray(few.convert("RGB"), dtype=int)).mean()
+    if error > 0.5:  # of 255
+        return png
+    buffer = io.BytesIO()
+    few.save(buffer, "PNG", optimize=True)
+    return min(buffer.getvalue(), png, key=len)

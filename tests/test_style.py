@@ -1,10 +1,14 @@
 """Every method looks like itself, to everyone, on the white ground of the figures."""
 
+import io
+
 import matplotlib
 
 matplotlib.use("agg")
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sparsity_lib import style
 from sparsity_lib.errors import SparsityError
@@ -51,3 +55,31 @@ def test_figures_are_the_same_byte_for_byte():
 def test_an_unknown_method_is_refused_with_the_nearest():
     with pytest.raises(SparsityError, match="did you mean 'claws'"):
         style.look("clows")
+
+
+def picture(draw):
+    figure, axes = style.figure()
+    draw(axes)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160)
+    matplotlib.pyplot.close(figure)
+    return buffer.getvalue()
+
+
+def test_curves_take_half_the_bytes_and_look_the_same():
+    def draw(axes):
+        for i, method in enumerate(("claws", "cats", "teal", "wina")):
+            style.line(axes, method, range(9), [k * i for k in range(9)], low=[k * i - 1 for k in range(9)],
+                       high=[k * i + 1 for k in range(9)])
+
+    png = picture(draw)
+    small = style.compact(png)
+    assert len(small) < len(png) / 2 and small == style.compact(png)
+    before, after = (np.asarray(Image.open(io.BytesIO(each)).convert("RGB"), dtype=int) for each in (png, small))
+    assert before.shape == after.shape and np.abs(before - after).mean() < 0.5
+
+
+def test_a_picture_of_many_colours_stays_what_it_was():
+    noise = np.random.default_rng(0).random((200, 200, 3))
+    png = picture(lambda axes: axes.imshow(noise, interpolation="none"))
+    assert style.compact(png) == png

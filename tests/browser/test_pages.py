@@ -117,6 +117,7 @@ def test_no_link_inside_the_book_is_broken(built):
 def test_the_search_finds_and_the_scheme_changes(tab, site):
     tab.goto(f"{site}/search.html?q=stripes")
     tab.wait_for_selector("#search-results li a", timeout=15_000)
+    tab.wait_for_load_state("networkidle")  # every page that was found is fetched for its summary
     tab.goto(f"{site}/index.html")
     tab.wait_for_url("**/book/index.html")  # where the folder's own index leads
     before = tab.evaluate("document.documentElement.dataset.theme")
