@@ -7,6 +7,7 @@ Importing the package teaches transformers to load the sparse checkpoints it sav
 
 from sparsity_lib import methods as recipes
 from sparsity_lib.accounting import Account, account, weights_per_token
+from sparsity_lib.distributed import distributed
 from sparsity_lib.errors import AssetError, SparsityError
 from sparsity_lib.fit import fit, fit_many
 from sparsity_lib.install import install, installed, uninstall
@@ -17,7 +18,7 @@ from sparsity_lib.sites import find_sites
 __version__ = "0.1.0"
 
 __all__ = [
-    "Account", "AssetError", "Plan", "Recipe", "Rule", "SparsityError", "account", "find_sites", "fit", "fit_many",
+    "Account", "AssetError", "Plan", "Recipe", "Rule", "SparsityError", "account", "distributed", "find_sites", "fit", "fit_many",
     "install", "installed", "load_model", "recipes", "uninstall", "weights_per_token",
 ]
 

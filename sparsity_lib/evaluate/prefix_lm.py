@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from lm_eval.models.huggingface import HFLM
 
 from sparsity_lib.checks import count
+from sparsity_lib.distributed import spread
 from sparsity_lib.errors import SparsityError, refuse
 from sparsity_lib.evaluate.bench_forward import PackedForward, Query
 from sparsity_lib.evaluate.bench_quiet import quiet_lm_eval
@@ -113,8 +115,20 @@ class PrefixLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[TokenRequest], disable_tqdm: bool = False, **options: object
     ) -> list[tuple[float, bool]]:
-        if not self.packed:
-            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, **options)
+        if self.packed:
+            work = self._score
+        else:
+            work = partial(super()._loglikelihood_tokens, disable_tqdm=disable_tqdm, **options)
+        tokens = [len(context) + len(continuation) for _, context, continuation in requests]
+        return spread(requests, work, tokens, same=[each[0] for each in requests])
+
+    def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
+        """The text that the model writes after each request, in order."""
+        work = partial(super().generate_until, disable_tqdm=disable_tqdm)
+        return spread(requests, work, same=[str(each.args) for each in requests])
+
+    def _score(self, requests: list[TokenRequest]) -> list[tuple[float, bool]]:
+        """(log-likelihood, is greedy) for each request, in order, packed."""
         sequences, queries = self._queries(requests)
         packs = pack_sequences(sequences, self.pack_tokens, BY_BLOCKS if self.by_blocks else WHOLE_PACK)
         answers: list[tuple[float, bool]] = [(float("nan"), False)] * len(requests)

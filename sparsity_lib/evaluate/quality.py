@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from sparsity_lib import lm
 from sparsity_lib.by_block import final_states
 from sparsity_lib.checks import count
+from sparsity_lib.distributed import spread
 from sparsity_lib.errors import SparsityError
 from sparsity_lib.evaluate.bootstrap import Interval, ratio_interval
 from sparsity_lib.install import head_of, installed, installed_on
@@ -56,7 +58,11 @@ class Quality:
 
     @staticmethod
     def from_json(data: Mapping) -> Quality:
-        return Quality(*(tuple(data[name]) for name in ("nll", "kl", "agree", "tokens")))
+        return Quality(*(tuple(data[name]) for name in FIELDS))
+
+
+#: What a `Quality` holds, in its order.
+FIELDS = ("nll", "kl", "agree", "tokens")
 
 
 def difference(a: Quality, b: Quality, what: str = "kl") -> Interval:
@@ -96,14 +102,9 @@ def evaluate(
     _check(model, ids)
     count("every", every)
     plans = {"dense": None, **plans}
-    places = torch.arange(0, ids.shape[1] - 1, every)
-    steps = len(plans) * len(ids.split(batch_size))
-    with bar(total=steps, desc="running sparse models", unit="batch") as progress:
-        hidden = {}
-        for name, plan in plans.items():
-            hidden[name] = _hidden(model, plan, ids, places, batch_size, progress)
+    runs = {name: (model, plan) for name, plan in plans.items()}
     heads = {name: _head(model, plan) for name, plan in plans.items()}
-    return _compare(model, heads, hidden, ids[:, 1:][:, places])
+    return _in_shares(model, runs, heads, ids, batch_size, every)
 
 
 def evaluate_pair(dense: nn.Module, other: nn.Module, plan: Plan | None, ids: Tensor, *, every: int = 1) -> Quality:
@@ -115,13 +116,8 @@ def evaluate_pair(dense: nn.Module, other: nn.Module, plan: Plan | None, ids: Te
     head, own = (m.get_output_embeddings().weight for m in (dense, other))
     if head.shape != own.shape or not torch.allclose(head.float(), own.float(), rtol=1e-2, atol=1e-3):
         raise SparsityError("The two models have different heads. Fix: compare models that differ in their blocks only.")
-    places = torch.arange(0, ids.shape[1] - 1, count("every", every))
-    with bar(total=2 * len(ids), desc="running both models", unit="batch") as progress:
-        hidden = {
-            "dense": _hidden(dense, None, ids, places, 1, progress),
-            "other": _hidden(other, plan, ids, places, 1, progress).to(head.dtype),
-        }
-    return _compare(dense, {"other": _head(dense, plan)}, hidden, ids[:, 1:][:, places])["other"]
+    runs = {"dense": (dense, None), "other": (other, plan)}
+    return _in_shares(dense, runs, {"other": _head(dense, plan)}, ids, 1, count("every", every), head.dtype)["other"]
 
 
 def evaluate_other(dense: nn.Module, other: nn.Module, ids: Tensor, *, batch_size: int = 1, every: int = 1) -> Quality:
@@ -136,11 +132,8 @@ def evaluate_other(dense: nn.Module, other: nn.Module, ids: Tensor, *, batch_siz
     own, wanted = (m.get_output_embeddings().weight.shape[0] for m in (other, dense))
     if own != wanted:
         raise SparsityError(f"The vocabularies differ: {own} tokens and {wanted}. Fix: compare models of one tokenizer.")
-    places = torch.arange(0, ids.shape[1] - 1, count("every", every))
-    models = {"dense": dense, "other": other}
-    with bar(total=2 * len(ids.split(batch_size)), desc="running both models", unit="batch") as progress:
-        hidden = {name: _hidden(model, None, ids, places, batch_size, progress) for name, model in models.items()}
-    return _compare(dense, {"other": partial(lm.logits, other)}, hidden, ids[:, 1:][:, places])["other"]
+    runs = {"dense": (dense, None), "other": (other, None)}
+    return _in_shares(dense, runs, {"other": partial(lm.logits, other)}, ids, batch_size, count("every", every))["other"]
 
 
 def _check(dense: nn.Module, ids: Tensor) -> None:
@@ -151,11 +144,31 @@ def _check(dense: nn.Module, ids: Tensor) -> None:
     lm.check_head(dense)
 
 
+def _in_shares(
+    dense: nn.Module, runs: Mapping[str, tuple[nn.Module, Plan | Change | None]], heads: Mapping[str, Head], ids: Tensor,
+    batch_size: int, every: int, dtype: torch.dtype | None = None,
+) -> dict[str, Quality]:
+    """All runs, "dense" among them, on the text; processes that work together (`distributed`) take some batches each.
+
+    `dtype` is that of the hidden states for the head, where it is not the run's own.
+    """
+    places = torch.arange(0, ids.shape[1] - 1, every)
+
+    def part(batches: Sequence[Tensor]) -> list[dict[str, Quality]]:
+        with bar(total=len(runs) * len(batches), desc="running the models", unit="batch") as progress:
+            hidden = {name: _hidden(*run, batches, places, progress).to(dtype) for name, run in runs.items()}
+        return [_compare(dense, heads, hidden, torch.cat(list(batches))[:, 1:][:, places])]
+
+    text = hashlib.sha256(ids.cpu().contiguous().numpy().tobytes()).hexdigest()
+    parts = spread(ids.split(batch_size), part, same=(list(runs), batch_size, every, tuple(ids.shape), text))
+    return {name: Quality(*(sum((getattr(found[name], what) for found in parts), ()) for what in FIELDS)) for name in runs}
+
+
 @torch.no_grad()
-def _hidden(model, plan, ids, places, batch_size, progress) -> Tensor:
+def _hidden(model, plan, batches, places, progress) -> Tensor:
     found = []
     with plan() if callable(plan) else installed(model, plan):
-        for hidden in final_states(model, ids.split(batch_size)):
+        for hidden in final_states(model, batches):
             found.append(hidden[:, places])
             progress.update(1)
     return torch.cat(found)
