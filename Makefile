@@ -99,7 +99,7 @@ refresh: env  ## execute chapters and write their committed outputs: make refres
 stress: env  ## faults and bad inputs tried on purpose, into results/stress.json
 	$(PY) -m sparsity_lib.stress
 
-audit:  ## a fresh environment from pyproject's ranges: what is newer than the lock, and what breaks (_build/audit)
+audit:  ## everything that guards the project, with the newest packages that pyproject allows (_build/audit, an hour)
 	"$(PYTHON)" tools/audit.py
 
 results: env  ## full-size runs into results/ (hours; resumes): make results [R=name]

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -172,8 +173,6 @@ class TestPage:
 def audit():
     spec = importlib.util.spec_from_file_location("audit", ROOT / "tools" / "audit.py")
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules["audit"] = module
     spec.loader.exec_module(module)
     return module
@@ -198,5 +197,16 @@ class TestAudit:
         monkeypatch.setattr(audit, "FOLDER", tmp_path)
         text = audit.write([audit.Step("tests", "failed", "1 failed"), audit.Step("install", "passed", "")], ["| a | 1 | 2 |"], 1)
         text = text.read_text()
-        assert "| tests | failed |" in text and "1 packages are others" in text and "1 failed" in text
-        assert all((ROOT / "tests" / name).exists() for name in audit.TESTS)
+        assert "| tests | failed | 0.0 |" in text and "1 packages are others" in text and "1 failed" in text
+
+    def test_its_targets_are_all_that_make_test_runs_and_the_book(self, audit):
+        """What guards the project guards it with newer packages too."""
+        (line,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("test:"))
+        assert [*line.partition("##")[0].split()[1:], "book"] == list(audit.TARGETS)
+
+    def test_a_step_keeps_all_that_it_printed_and_shows_the_end(self, audit, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(audit, "FOLDER", tmp_path)
+        step = audit.run("Tests, all", [sys.executable, "-c", "print(*range(100), sep='\\n'); raise SystemExit(3)"])
+        assert step.outcome == "failed" and step.said.splitlines()[0] == "60" and step.said.splitlines()[-1] == "99"
+        assert (tmp_path / "tests-all.log").read_text().splitlines()[0] == "0" and "99" in capsys.readouterr().out
+        assert audit.run("none", [tmp_path / "none"]).outcome == "failed"

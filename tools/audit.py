@@ -1,9 +1,11 @@
 """Build the project from the ranges in pyproject.toml, not from the lock, and report what is newer and what breaks.
 
-    python tools/audit.py              # everything, into _build/audit (a gigabyte or two, and some minutes)
+    python tools/audit.py              # everything, in a clone in _build/audit (an hour on two cores, some gigabytes)
     python tools/audit.py --resolve    # only what the resolver would install, compared with the lock
 
-Meant to run weekly. The exit code is 1 where a step failed. The lock stays as it is: `make lock` renews it.
+Meant to run weekly. What is committed is cloned, gets a lock of the newest packages, and goes through everything that guards
+the project: all tests, the operators under sanitizers, every notebook against its committed text and numbers, and a build of
+the book that executes them. The exit code is 1 where a step failed. The lock stays as it is: `make lock` renews it.
 """
 
 from __future__ import annotations
@@ -12,28 +14,37 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+import lock
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "_build" / "audit"
-EXTRAS = f"{ROOT}[book,test]"
-#: Tests that need no download, and touch what other packages change most often.
-TESTS = ("test_core_recipe.py", "test_core_plan.py", "test_core_fit.py", "test_core_checkpoints.py", "test_core_families.py",
-         "test_ops.py", "test_parameters.py", "test_results.py", "test_trainer.py", "test_report.py", "test_stress.py")
+CLONE = FOLDER / "clone"
+EXTRAS = "[book,test,cluster]"
+#: What make is asked for in the clone, and what it is called in the report.
+TARGETS = {
+    "lint": "lint", "native": "operators under sanitizers", "unit": "tests", "nbval": "notebooks, their text and numbers",
+    "book": "book, executed",
+}
 NO_NETWORK = re.compile(
     r"No matching distribution|Could not find a version|Connection|Temporary failure|timed out|Max retries", re.I)
 
 
 @dataclass(frozen=True)
 class Step:
-    """name; outcome: "passed", "failed" or "not possible here"; said: the end of what it printed."""
+    """name; outcome: "passed", "failed" or "not possible here"; said: the end of what it printed; minutes that it took."""
 
     name: str
     outcome: str
     said: str
+    minutes: float = 0.0
 
 
 def pins(text: str) -> dict[str, str]:
@@ -65,28 +76,33 @@ def differences(locked: dict[str, str], found: dict[str, str]) -> list[str]:
 
 
 def run(name: str, command: list[str | Path], **options) -> Step:
-    """Run a command, its output shown and kept."""
+    """Run a command, its output kept in a file, the end of it shown."""
     print(f"== {name}", flush=True)
+    started = time.monotonic()
+    log = FOLDER / f"{re.sub(r'[^a-z]+', '-', name.lower()).strip('-')}.log"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
+        with open(log, "w") as file:
+            done = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, cwd=ROOT, **options)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Step(name, "failed", str(error))
-    said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-25:])
+    said = "\n".join(log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()[-40:])
     print(said, flush=True)
-    return Step(name, "failed" if done.returncode else "passed", said)
+    return Step(name, "failed" if done.returncode else "passed", said, (time.monotonic() - started) / 60)
 
 
 def install(step: Step) -> Step:
     """The step, its message put plainly where what it lacked was a network."""
     if step.outcome == "failed" and NO_NETWORK.search(step.said):
         fix = "the package index could not be reached, or lacks a version. Fix: check the network and pip's settings"
-        return Step(step.name, "not possible here", f"{fix}.\n{step.said}")
+        return Step(step.name, "not possible here", f"{fix}.\n{step.said}", step.minutes)
     return step
 
 
 def write(steps: list[Step], rows: list[str], left_out: int) -> Path:
     """The report."""
-    lines = ["# Audit", "", "| step | outcome |", "|---|---|", *(f"| {step.name} | {step.outcome} |" for step in steps), ""]
+    lines = ["# Audit", "", "| step | outcome | minutes |", "|---|---|---|",
+             *(f"| {step.name} | {step.outcome} | {step.minutes:.1f} |" for step in steps), ""]
     if rows:
         head = [f"{len(rows)} packages are others than in `requirements.lock`:", "", "| package | lock | here |", "|---|---|---|"]
         lines += [*head, *rows, ""]
@@ -101,40 +117,54 @@ def write(steps: list[Step], rows: list[str], left_out: int) -> Path:
     return path
 
 
+def rebuild(python: Path, quiet: list[str]) -> tuple[list[Step], list[str]]:
+    """Clone, install the newest, run everything: the steps, and the rows of packages that differ from the lock."""
+    shutil.rmtree(CLONE, ignore_errors=True)
+    steps = [run("clone of what is committed", ["git", "clone", "-q", ROOT, CLONE])]
+    steps.append(run("new environment", [sys.executable, "-m", "venv", CLONE / ".venv"]))
+    if all(step.outcome == "passed" for step in steps):
+        command = [python, "-m", "pip", "install", *quiet, "-e", f"{CLONE}{EXTRAS}"]
+        steps.append(install(run("install from pyproject.toml", command)))
+    if any(step.outcome != "passed" for step in steps):
+        return steps, []
+    freeze = subprocess.run([python, "-m", "pip", "freeze", "--all"], capture_output=True, text=True, check=True).stdout
+    newest = lock.HEAD + "".join(f"{line}\n" for line in lock.pins(freeze))
+    rows = differences(pins((ROOT / lock.LOCK.name).read_text()), pins(newest))
+    (CLONE / lock.LOCK.name).write_text(newest)
+    (CLONE / lock.CONDA.name).write_text(lock.conda(newest))
+    (CLONE / ".venv" / ".installed").touch()  # make takes the environment as it is
+    steps.append(run("consistency (pip check)", [python, "-m", "pip", "check"]))
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "PYTHONPATH")}
+    for target, name in TARGETS.items():
+        steps.append(run(name, ["make", "-C", CLONE, target], env=environment))
+    return steps, rows
+
+
+def resolve(python: Path, quiet: list[str]) -> tuple[list[Step], list[str]]:
+    """Only what would be installed, against the lock."""
+    report = FOLDER / "install.json"
+    report.unlink(missing_ok=True)
+    steps = [run("new environment", [sys.executable, "-m", "venv", "--clear", python.parents[1]])]
+    command = [python, "-m", "pip", "install", *quiet, "--dry-run", "--report", report, f"{ROOT}{EXTRAS}"]
+    steps.append(install(run("resolve pyproject.toml", command)))
+    locked = pins((ROOT / lock.LOCK.name).read_text())
+    return steps, differences(locked, planned(report.read_text())) if report.exists() else []
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run all steps; 1 where one failed or could not be made."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--resolve", action="store_true", help="only say what would be installed")
     options = parser.parse_args(arguments)
-    locked = pins((ROOT / "requirements.lock").read_text())
     FOLDER.mkdir(parents=True, exist_ok=True)
-    venv, report = FOLDER / "venv", FOLDER / "install.json"
-    python, quiet = venv / "bin" / "python", ["--disable-pip-version-check", "--no-input", "-q"]
-    steps = [run("new environment", [sys.executable, "-m", "venv", "--clear", venv])]
+    quiet = ["--disable-pip-version-check", "--no-input", "-q"]
     if options.resolve:
-        report.unlink(missing_ok=True)
-        command = [python, "-m", "pip", "install", *quiet, "--dry-run", "--report", report, EXTRAS]
-        steps.append(install(run("resolve pyproject.toml", command)))
-        rows = differences(locked, planned(report.read_text())) if report.exists() else []
+        steps, rows = resolve(FOLDER / "venv" / "bin" / "python", quiet)
     else:
-        steps.append(install(run("install from pyproject.toml", [python, "-m", "pip", "install", *quiet, EXTRAS])))
-        rows = []
-        if steps[-1].outcome == "passed":
-            freeze = subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
-            rows = differences(locked, {name: v for name, v in pins(freeze).items() if name != "sparsity-lib"})
-            environment = {**os.environ, "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}", "SPARSITY_PROGRESS": "0"}
-            environment.pop("PYTHONPATH", None)
-            smoke = FOLDER / "smoke"
-            book = [venv / "bin" / "jupyter-book", "build", ".", "--config", smoke / "_config.yml", "--path-output", smoke]
-            steps += [
-                run("consistency (pip check)", [python, "-m", "pip", "check"]),
-                # Not `python -m pytest`: that would import the checkout, and not what was installed.
-                run("tests", [venv / "bin" / "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in TESTS)],
-                    env=environment),
-                run("configuration of the smoke build", [python, "tools/smoke_config.py", "_config.yml", smoke / "_config.yml"]),
-                run("book from committed outputs", [*book, "-W", "-n", "--keep-going", "--all"], env=environment),
-                vulnerabilities(python, quiet),
-            ]
+        python = CLONE / ".venv" / "bin" / "python"
+        steps, rows = rebuild(python, quiet)
+        if python.exists():
+            steps.append(vulnerabilities(python, quiet))
     path = write(steps, rows, left_out=sum(step.outcome != "passed" for step in steps))
     print(f"report: {path.relative_to(ROOT)}")
     return int(any(step.outcome != "passed" for step in steps))
