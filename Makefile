@@ -96,8 +96,9 @@ params: env  ## list what each chapter lets you change
 refresh: env  ## execute chapters and write their committed outputs: make refresh [NB=claws]
 	$(PY) -m sparsity_lib.notebooks refresh --from-env NB
 
-stress: env  ## faults and bad inputs tried on purpose, into results/stress.json
+stress: env hero $(MATHJAX)  ## faults, bad inputs and loads tried on purpose, into results/ (an hour, 17 GB of disk for a while)
 	$(PY) -m sparsity_lib.stress
+	$(PY) -m sparsity_lib.results bench/scaling bench/streaming
 
 audit:  ## everything that guards the project, with the newest packages that pyproject allows (_build/audit, an hour)
 	"$(PYTHON)" tools/audit.py

@@ -12,7 +12,7 @@ from book_checkout import ROOT, small_book
 
 from sparsity_lib import progress, results
 from sparsity_lib.errors import SparsityError, refuse
-from sparsity_lib.stress import base, children, experiment, page
+from sparsity_lib.stress import base, builds, children, experiment, page, processes
 from sparsity_lib.stress.__main__ import main, said
 
 checkout = pytest.fixture(small_book)
@@ -25,6 +25,38 @@ def test_nothing_is_lost(name):
         pytest.skip(found["not_here"])
     assert found["lost"] == 0, "\n".join(found["described"])
     assert found["tried"] == found["right"] + found["refused"] > 0
+
+
+def test_tests_run_as_trials_count_what_became_of_them(tmp_path):
+    """A test that passes, one that fails, one that breaks before it begins."""
+    file = tmp_path / "test_three.py"
+    file.write_text("import pytest\ndef test_good(): pass\ndef test_bad(): assert 1 == 2, 'no'\n"
+                    "@pytest.fixture\ndef broken(): raise OSError('gone')\ndef test_broken(broken): pass\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    attempts = base.Attempts(work, "full", None)
+    processes.run(attempts, (str(file),))
+    assert (attempts.right, attempts.lost) == (1, 2)
+    assert attempts.described[0].startswith("test_bad: AssertionError: no") and "OSError: gone" in attempts.described[1]
+    attempts = base.Attempts(work, "full", None)
+    processes.run(attempts, (f"{file}::test_of_no_name",))
+    assert attempts.lost == 1, "a test that is no longer there"
+    file.write_text("import pytest\ndef test_skipped(): pytest.skip('no extra')\n")
+    with pytest.raises(base.NotHereError, match="test_skipped: no extra"):
+        processes.run(attempts, (str(file),))
+
+
+def test_builds_are_compared_file_by_file(tmp_path):
+    for name, text in (("one", "a"), ("two", "b")):
+        (tmp_path / name / "x").mkdir(parents=True)
+        (tmp_path / name / "x" / "same.html").write_text("same")
+        (tmp_path / name / "other.html").write_text(text)
+        (tmp_path / name / ".buildinfo").write_text(text)
+    (tmp_path / "two" / "more.png").write_text("")
+    found = builds.compared(*(builds.checksums(tmp_path / name) for name in ("one", "two")))
+    assert {name: one == other for name, (one, other) in found.items()} == {
+        "more.png": False, "other.html": False, "x/same.html": True}
+    assert found["more.png"][0] is None
 
 
 def test_a_child_killed_while_it_draws_leaves_the_others_their_bars(monkeypatch):
@@ -150,12 +182,6 @@ class TestPage:
         results.save("stress", {"trials": [trial]}, params={}, seeds=[0], command="make stress", seconds=1)
         assert '| two threads | <span class="num">3e-07</span> | 0 |' in page.arithmetic()
         assert '| avx2 | – | <span class="num">1e-06</span> |' in page.arithmetic()
-
-    def test_tests_that_it_names_are_there(self, monkeypatch):
-        assert "`tests/test_cwic_sharded.py`" in page.tests()
-        monkeypatch.setattr(page, "TESTS", (("test_stress.py", ("test_of_no_name",), ""),))
-        with pytest.raises(SparsityError, match="has no test_of_no_name"):
-            page.tests()
 
     def test_every_locked_package_has_one_licence(self):
         text = page.licences()

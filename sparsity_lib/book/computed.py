@@ -29,7 +29,6 @@ BLOCKS = {
     "provenance-checksums": "sparsity_lib.book.provenance:checksums",
     "provenance-chapters": "sparsity_lib.book.provenance:chapters",
     "trust-trials": "sparsity_lib.stress.page:trials",
-    "trust-tests": "sparsity_lib.stress.page:tests",
     "trust-arithmetic": "sparsity_lib.stress.page:arithmetic",
     "trust-licences": "sparsity_lib.stress.page:licences",
     "streaming-costs": "sparsity_lib.book.streaming:costs",

@@ -20,7 +20,7 @@ from typing import Any
 from sparsity_lib.errors import SparsityError, refuse, shown, unknown
 
 #: Kinds of trials, in the order of the book's page.
-GROUPS = ("inputs", "files", "system", "interruptions", "security", "bits")
+GROUPS = ("inputs", "files", "system", "interruptions", "processes", "security", "bits")
 SIZES = ("quick", "full")
 #: Seconds after which a trial counts as hanging.
 PATIENCE = {"quick": 300, "full": 1800}

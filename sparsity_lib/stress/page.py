@@ -9,23 +9,9 @@ from typing import Any
 
 from sparsity_lib import project, results
 from sparsity_lib.book.markdown import listed, plain, plural, table
-from sparsity_lib.errors import SparsityError
 
 NAME, COMMAND = "stress", "make stress"
 _NOT_RUN = f"Not run yet: `{COMMAND}` runs it.\n"
-#: Trials that need several machines' worth of processes, or a browser, stay with the tests: (file, tests, what they try).
-TESTS = (
-    ("test_cwic_sharded.py", ("test_a_killed_run_goes_on_with_the_very_losses_it_would_have_had",),
-     "training on two processes that share the weights, killed between two checkpoints"),
-    ("test_trainer_processes.py", ("test_a_killed_process_loses_nothing_but_time",), "a training process killed in mid-run"),
-    ("test_trainer.py", ("test_an_interrupted_run_goes_on_as_if_nothing_had_happened",), "training stopped at chosen steps"),
-    ("test_sweep.py", ("test_ctrl_c_keeps_what_processes_finished_and_ends_them",
-                       "test_processes_end_with_a_client_that_is_killed"),
-     "sweeps over processes: Ctrl-C, and a client that is killed"),
-    ("test_assets_fetch.py", ("test_ctrl_c_in_the_middle_of_a_download", "test_full_disk_names_folder_and_fix"),
-     "downloads cut off, and a disk that fills in each of their phases"),
-    ("test_project.py", ("test_make_expands_nothing_in_what_a_user_passes",), "what make itself would expand"),
-)
 
 
 def _trials() -> list[dict[str, Any]]:
@@ -68,18 +54,6 @@ def arithmetic() -> str:
 
 def _tiny(value: float | None) -> str | None:
     return None if value is None else "0" if value == 0 else f'<span class="num">{value:.0e}</span>'
-
-
-def tests() -> str:
-    """A table of the faults that tests try; raises SparsityError where one is no longer there."""
-    folder, rows = project.root() / "tests", []
-    for file, names, what in TESTS:
-        text = (folder / file).read_text()
-        for name in names:
-            if f"def {name}(" not in text:
-                raise SparsityError(f"tests/{file} has no {name}. Fix: give its present name in sparsity_lib/stress/page.py.")
-        rows.append([f"`tests/{file}`", len(names), what])
-    return table(["where", "tests", "what they try"], rows)
 
 
 def licences() -> str:

@@ -1,0 +1,54 @@
+"""The whole book, executed and rendered twice: pages, tables and figures, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from sparsity_lib import project
+from sparsity_lib.stress.base import Attempts, NotHereError, trial
+
+#: Of the tool, not of the book: when it was built, and from which settings.
+_TOOLS = (".buildinfo", "objects.inv")
+
+
+@trial("bits", "this book, its notebooks executed, built twice from nothing", "the same pages, figures and numbers, byte for byte")
+def fresh_builds(t: Attempts) -> None:
+    root = project.root()
+    command = Path(sys.executable).with_name("jupyter-book")
+    if t.size == "quick":
+        raise NotHereError("two builds of the book take a quarter of an hour: at full size only")
+    if not (command.exists() and (root / "_config.yml").exists() and (root / "book" / "_static" / "mathjax").exists()):
+        raise NotHereError("it takes a checkout in which `make book-smoke` has run")
+    found = [built(t, command, root, t.folder / name) for name in ("one", "two")]
+    if all(found):
+        for name, (one, other) in compared(*found).items():
+            t.check(f"{name} {'differs' if one and other else 'is in one of them only'}", one == other)
+
+
+def built(t: Attempts, command: Path, root: Path, folder: Path) -> dict[str, str]:
+    """Build into a folder; its files, by name, and their checksums. None of them where the build fails."""
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "SPARSITY_RECORDS": str(folder / "records"), "PATH": path}
+    t.note(f"build {folder.name}")
+    done = subprocess.run(
+        [command, "build", ".", "--path-output", folder, "-W", "-n", "--keep-going", "--all"], cwd=root, env=environment,
+        capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        t.lose(f"build {folder.name} failed: {(done.stdout + done.stderr)[-800:]}")
+        return {}
+    return {**checksums(folder / "_build" / "html"), **checksums(folder / "records", "record of ")}
+
+
+def checksums(folder: Path, prefix: str = "") -> dict[str, str]:
+    """sha256 of every file below a folder, by its name there."""
+    return {prefix + path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in _TOOLS}
+
+
+def compared(one: dict[str, str], other: dict[str, str]) -> dict[str, tuple[str | None, str | None]]:
+    """By file, its checksum in both."""
+    return {name: (one.get(name), other.get(name)) for name in sorted(one.keys() | other.keys())}
