@@ -28,12 +28,12 @@ def found() -> dict:
     hook.remove()
     other.set_output_embeddings(model.get_output_embeddings())
     tokenizer = load_tokenizer(str(model_path("smollm2-135m-instruct")))
-    scored, read = _scored(tokenizer), []
-    scored.model.register_forward_pre_hook(
+    small, read = scored(tokenizer), []
+    small.model.register_forward_pre_hook(
         lambda _, args, options: read.append(_size(args, options)), with_kwargs=True)
 
     def benchmark(task, **options):
-        result = run_benchmarks(scored, tokenizer, task, **options).tasks[task]
+        result = run_benchmarks(small, tokenizer, task, **options).tasks[task]
         return {"metrics": result.metrics, "values": result.values, "documents": result.doc_ids}
 
     cases = {
@@ -48,7 +48,8 @@ def found() -> dict:
     return cases | {"forwards": len(forwards), "read": sum(read)}
 
 
-def _scored(tokenizer) -> transformers.PreTrainedModel:
+def scored(tokenizer) -> transformers.PreTrainedModel:
+    """A model with a real vocabulary and hardly anything behind it."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,

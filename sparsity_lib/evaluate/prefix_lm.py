@@ -35,9 +35,9 @@ class PrefixLM(HFLM):
     (:mod:`~sparsity_lib.evaluate.bench_trie`), each read in one forward pass, and the head is applied only at the
     positions that are asked for. Log-softmax is computed in float32 whatever the model's dtype, where `HFLM` stays in the
     model's dtype: in bfloat16 the two differ by rounding, by `HFLM`'s own half a nat at a sum of a hundred. Sums run in
-    another order than in `HFLM`, and where sparsity selects by a hard rule such as top-k, rounding now and then swaps two
-    neurons of nearly the same score: on SmolLM2 at half density most log-likelihoods agree to 1e-4, and a few differ by up
-    to some tenths.
+    another order than in `HFLM`. A dense model's log-likelihoods then agree to 1e-4 in float32. Where sparsity chooses by a
+    hard rule, a rounding error can grow until single answers change, under any two orders of sums, `HFLM`'s own batches
+    included: `sparsity_lib.experiments.rounding` measures how far. Means over many documents hold.
 
     On a processor, models that use transformers' `sdpa` attention read the trees by blocks
     (:mod:`~sparsity_lib.evaluate.bench_attention`); `by_blocks` tells.

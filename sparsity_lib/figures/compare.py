@@ -97,3 +97,15 @@ def allocation(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     panels[0][0].set_ylabel("share of inputs kept")
     _legend(figure, panels)
     return figure
+
+
+def growth(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Relative difference of hidden states after every block: model -> method -> differences; a panel a model."""
+    figure, panels = style.figure(1, len(found), height=3.8, sharey=True, squeeze=False)
+    for axes, (model, methods) in zip(panels[0], found.items(), strict=True):
+        for method, differences in methods.items():
+            style.line(axes, method, range(1, len(differences) + 1), differences, markersize=3.5)
+        axes.set(title=short(model), xlabel="block", yscale="log")
+    panels[0][0].set_ylabel("relative difference\nof hidden states")
+    _legend(figure, panels)
+    return figure

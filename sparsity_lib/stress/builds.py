@@ -15,7 +15,8 @@ from sparsity_lib.stress.base import Attempts, NotHereError, trial
 _TOOLS = (".buildinfo", "objects.inv")
 
 
-@trial("bits", "this book, its notebooks executed, built twice from nothing", "the same pages, figures and numbers, byte for byte")
+@trial("bits", "this book, its notebooks executed, built twice from nothing",
+       "the same pages, figures and numbers, byte for byte")
 def fresh_builds(t: Attempts) -> None:
     root = project.root()
     command = Path(sys.executable).with_name("jupyter-book")
