@@ -21,19 +21,24 @@ FRESH := $(CURDIR)/_build/records
 BUILD := -W -n --keep-going --all
 unexport PYTHONPATH
 
-.PHONY: help env assets hero book book-smoke browser pdf test lint unit native nbval bench run sweep params refresh results stress audit lock clean
+.PHONY: help env install assets hero book pages book-smoke pages-smoke browser pdf test lint unit native nbval bench run sweep params refresh results stress audit lock clean
 
 help:  ## list the commands
 	@echo "make COMMAND"
 	@sed -n 's/^\([a-z-]*\):.*  ## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 KERNELS := setup.py $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
+# Two makes at once take turns: at the environment, and at each folder of pages.
+TURN = "$(PYTHON)" tools/in_turn.py
 $(STAMP): requirements.lock pyproject.toml $(KERNELS)
+	@$(TURN) $(VENV).lock "the environment" $(MAKE) --no-print-directory install
+
+install:
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(0 if v[:2] == (3, 11) else f"error: the lock is for Python 3.11, {sys.executable} is {v[0]}.{v[1]}. Fix: make PYTHON=/path/to/python3.11")'
 	test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
 	$(PY) -m pip install --disable-pip-version-check -r requirements.lock
 	$(PY) -m pip install --disable-pip-version-check --no-deps -e .
-	touch $@
+	touch $(STAMP)
 
 env: $(STAMP)  ## the pinned environment in .venv
 
@@ -42,17 +47,23 @@ assets: env  ## fetch the models, benchmarks and texts (once, with checksums)
 
 MATHJAX := book/_static/mathjax/es5/tex-chtml.js
 $(MATHJAX): tools/mathjax.py | env
-	$(PY) tools/mathjax.py
+	@$(TURN) _build/.mathjax.lock "book/_static/mathjax" $(PY) tools/mathjax.py
 
 hero: env
-	$(PY) tools/hero.py
+	@$(TURN) _build/.hero.lock "book/_static/hero.png" $(PY) tools/hero.py
 
 book: assets hero $(MATHJAX)  ## execute the notebooks and render _build/html/index.html
-	$(PY) -m sparsity_lib.notebooks prune-cache
-	SPARSITY_PROGRESS=0 SPARSITY_RECORDS=$(CURDIR)/_build/book-records $(BIN)/jupyter-book build . $(BUILD)
+	@$(TURN) _build/.lock _build $(MAKE) --no-print-directory pages
 	@echo "open _build/html/index.html"
 
+pages:
+	$(PY) -m sparsity_lib.notebooks prune-cache
+	SPARSITY_PROGRESS=0 SPARSITY_RECORDS=$(CURDIR)/_build/book-records $(BIN)/jupyter-book build . $(BUILD)
+
 book-smoke: env hero $(MATHJAX)  ## render the committed outputs without executing (_build/smoke)
+	@$(TURN) _build/.smoke.lock _build/smoke $(MAKE) --no-print-directory pages-smoke
+
+pages-smoke:
 	$(PY) tools/smoke_config.py _config.yml _build/smoke/_config.yml
 	$(BIN)/jupyter-book build . --config _build/smoke/_config.yml --path-output _build/smoke $(BUILD)
 

@@ -1,9 +1,10 @@
-"""The whole book, executed and rendered twice: pages, tables and figures, byte for byte."""
+"""The whole book built twice, one build after another and both at once: pages, tables and figures, byte for byte."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,32 @@ def fresh_builds(t: Attempts) -> None:
     if all(found):
         for name, (one, other) in compared(*found).items():
             t.check(f"{name} {'differs' if one and other else 'is in one of them only'}", one == other)
+
+
+@trial("interruptions", "two `make book-smoke` at once in one checkout, and one afterwards",
+       "all of them end well, with the same pages, byte for byte")
+def two_builds(t: Attempts) -> None:
+    root = project.root()
+    if t.size == "quick":
+        raise NotHereError("three builds of the pages take some minutes: at full size only")
+    if not (root / "Makefile").exists() or shutil.which("make") is None:
+        raise NotHereError("it takes a checkout, and make")
+    # a make around this one would hand on its own settings
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    command = ["make", "-C", root, f"VENV={Path(sys.prefix)}", "book-smoke"]
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.PIPE, text=True)
+
+    found = []
+    for count in (2, 1):
+        for process in [start() for _ in range(count)]:
+            _, said = process.communicate()
+            t.check(f"a build of {count} at once failed: {said[-500:]}", process.returncode == 0)
+        found.append(checksums(root / "_build" / "smoke" / "_build" / "html"))
+    for name, (one, other) in compared(*found).items():
+        t.check(f"{name} differs", one == other)
 
 
 def built(t: Attempts, command: Path, root: Path, folder: Path) -> dict[str, str]:
