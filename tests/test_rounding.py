@@ -1,11 +1,14 @@
 """A changed last bit: what is changed, what is measured, and what the page says of it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from distributed_tiny import scored
 
 from sparsity_lib import results
 from sparsity_lib.assets import load_tokenizer, model_path
+from sparsity_lib.book import rounding as book
 from sparsity_lib.experiments import rounding, rounding_report
 from sparsity_lib.experiments.rounding import divergence, last_bit, measure
 
@@ -58,7 +61,7 @@ def made(last=1e-6, kl=((2.0, 2.0), (2.0, 2.5)), after=(1.0, 0.0)):
             "tokens": [10, 10], "answers": [[1.0, 1.0], list(after)]}
 
 
-def test_rows_and_extremes():
+def test_rows_and_extremes(monkeypatch):
     data = {"smollm2-135m-instruct": {
         "dense": made(kl=((0, 0), (0, 0)), after=(1, 1)), "magnitude": made(after=(1, 1)),
         "teal": made(1e-2), "wina": made(1e-3, after=(0, 0))}}
@@ -68,6 +71,13 @@ def test_rows_and_extremes():
     found = rounding_report.extremes(data, "smollm2-135m-instruct", "by token")
     assert found == {"last": 1e-2, "fewest": 1, "changed": 2, "most": 0.5, "shift": pytest.approx(0.125), "gained": 100.0}
     assert rounding_report.extremes(data, "smollm2-135m-instruct", "none")["shift"] == 0
+    monkeypatch.setattr(results, "names", lambda: [])
+    assert "make results R=rounding" in book.summary()
+    monkeypatch.setattr(results, "names", lambda: ["rounding"])
+    kept = SimpleNamespace(data=data, manifest={"params": {"task": {"limit": 2}}})
+    monkeypatch.setattr(results, "load", lambda name: kept)
+    assert book.summary() == (
+        "on SmolLM2 1 to 2 of 2 answers turn over, by method, and KL changes by at most 12% of itself")
     assert rounding_report.growth(data)["smollm2-135m-instruct"]["teal"] == [1e-7, 1e-2]
 
 

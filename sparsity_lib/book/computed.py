@@ -38,6 +38,7 @@ BLOCKS = {
 WORDS = {
     "claims-summary": "sparsity_lib.claims.page:summary",
     "trust-summary": "sparsity_lib.stress.page:summary",
+    "rounding-summary": "sparsity_lib.book.rounding:summary",
 }
 
 
