@@ -65,10 +65,8 @@ def _sort(file: BinaryIO) -> None:
         file.write(text.ljust(size))
 
 
-def read(path: str | os.PathLike, kind: str, unsealed: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+def read(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file that `write` wrote with `format` = kind in its metadata.
-
-    unsealed: an older format that had no checksum yet, and is read without one.
 
     Raises
     ------
@@ -78,13 +76,13 @@ def read(path: str | os.PathLike, kind: str, unsealed: str = "") -> tuple[dict[s
     try:
         with safe_open(str(path), framework="pt") as file:
             meta = file.metadata() or {}
-            if meta.get("format") not in (kind, unsealed):
+            if meta.get("format") != kind:
                 raise ValueError(f"it has format {meta.get('format')!r}, expected {kind!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise ValueError(str(error)) from None
     sealed = meta.pop(SEAL, None)
-    if sealed != checksum(tensors, meta) and meta["format"] == kind:
+    if sealed != checksum(tensors, meta):
         raise ValueError("its content is not what its checksum says: the file was damaged" if sealed else "it has no checksum")
     tensors.pop(_NOTHING, None)
     return tensors, meta

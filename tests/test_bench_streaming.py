@@ -1,6 +1,9 @@
 """The measurement of models that stay on disk: what is written is the shape, peaks are what was held, and files go."""
 
 import mmap
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,7 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sparsity_lib import experiments, results
 from sparsity_lib.assets import cache
-from sparsity_lib.bench import streaming
+from sparsity_lib.bench import memory_limit, streaming
+from sparsity_lib.bench.memory_limit import group, most
 from sparsity_lib.book import streaming as page
 from sparsity_lib.errors import AssetError
 
@@ -68,12 +72,40 @@ def test_peaks_tell_own_memory_from_that_of_files(tmp_path):
     assert 60 << 20 < peaks.above()["files"] < 80 << 20 and peaks.above()["anonymous"] < 20 << 20
 
 
+def test_a_process_in_a_group_gets_no_more_than_it_is_allowed():
+    """One that takes too much is killed; one that does not is told what it took."""
+    code = ("import sys; from sparsity_lib.bench.memory_limit import join; join(sys.argv[1]); "
+            "held = bytearray(int(sys.argv[2])); held[::4096] = bytes(len(held[::4096]))")
+    with group(64 << 20) as place:
+        if place is None:
+            pytest.skip("this system or user can make no control group")
+        codes = [subprocess.run([sys.executable, "-c", code, str(place), str(size)]).returncode for size in (16 << 20, 256 << 20)]
+        assert codes == [0, -signal.SIGKILL] and 16 << 20 < most(place) <= 64 << 20
+    assert not place.exists()
+
+
+def test_a_limit_is_kept_with_what_was_measured(tmp_path):
+    found = streaming.measure({**PARAMS, "cases": [["teal", "streamed"]], "limit": 1 << 30}, tmp_path)["cases"]["teal streamed"]
+    if "limit" not in found:
+        pytest.skip("this system or user can make no control group")
+    assert found["limit"] == 1 << 30 and 0 < found["held"] < 1 << 30
+    assert "allowed 1,024 MiB" in streaming.table({"tiny": {"bytes": 1, "block": 1, "outside": 1, "equal": [], "both": [],
+                                                            "cases": {"teal streamed": found}}})
+
+
+def test_without_control_groups_there_is_no_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_limit, "_FORMS", ((tmp_path / "none", "a", "b"), (tmp_path, "a", "b")))
+    with group(1 << 30) as place:
+        assert place is None
+    assert memory_limit.most(tmp_path) is None
+
+
 def test_sizes_are_what_they_are_called():
     for name, shape in streaming.SIZES.items():
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(LlamaConfig(**shape))
         assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(float(name[:-1]), rel=0.36)
-    assert streaming.cases("8B") == [["teal", "streamed"], ["wina", "streamed"]]
+    assert streaming.cases("8B") == [[recipe, "streamed"] for recipe in ("teal", "wina", "claws")]
     assert len(streaming.cases("1B")) == 6 and experiments.EXPERIMENTS["bench/streaming"] is streaming.run
 
 
@@ -83,12 +115,12 @@ def test_the_book_shows_what_is_there(monkeypatch):
     above = {"anonymous": 1 << 30, "files": 2 << 30, "resident": 3 << 30}
     case = {"above": above, "open": 30.0, "seconds": 90.0}
     data = {"1B": {"bytes": 4 << 30, "block": 1 << 29, "cases": {"teal streamed": case, "teal ordinary": case,
-                                                                 "claws streamed": {**case, "above": None}}}}
+                                                                 "claws streamed": {**case, "above": None, "limit": 4 << 30}}}}
     monkeypatch.setattr(results, "names", lambda: [page.RESULT])
-    monkeypatch.setattr(results, "load", lambda name: results.Result(name, data, {}))
+    monkeypatch.setattr(results, "load", lambda name: results.Result(name, data, {"params": {"tokens": 512}}))
     rows = [line for line in page.costs().splitlines() if line.startswith("| 1B")]
     assert len(rows) == 2 and rows[0].count("1.00") == 1 and "3.00" in rows[0] and "TEAL" in rows[0]
-    assert rows[1].count("–") == 3
+    assert rows[0].count("–") == 1 and rows[1].count("–") == 3 and "4.00" in rows[1] and "512 tokens" in page.costs()
 
 
 def test_the_kept_result_holds_what_is_claimed():

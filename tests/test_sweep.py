@@ -1,5 +1,6 @@
 """Sweeps: here, by processes, and on a cluster; what workers, schedulers and clients that die leave behind."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -266,6 +267,32 @@ class TestCluster:
         _, error = kept([sweep.Task("here only", partial(runs, log, 0))], cluster.address)
         assert isinstance(error, ImportError) and __name__ in str(error)
 
+    def test_a_worker_that_is_killed_while_others_work(self, cluster, stub, log):
+        """From outside, as a machine fails: the sweep ends well all the same, with every item stored once."""
+        run = client(stub, log, "square", "square", "held", "held", "held", SPARSITY_CLUSTER=cluster.address)
+        until(lambda: all(runs(log, n) for n in (2, 3, 4)) and len(list(results.Checkpoint("grid").folder.glob("*.json"))) == 2)
+        (victim,) = (int(file.suffix[1:]) for file in log.glob("3.*"))
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: runs(log, 3) == 2)
+        (log / "go").write_text("")
+        _, said = run.communicate(timeout=60)
+        assert run.returncode == 0, said
+        assert stored() == {n: n**2 for n in range(5)} and runs(log, 0) == runs(log, 2) == 1
+
+    def test_a_client_that_is_killed(self, cluster, stub, log):
+        """What it had stored stays, its tasks are forgotten, and the same command finishes the rest."""
+        kinds = ("square", "square", "held", "held")
+        killed = client(stub, log, *kinds, SPARSITY_CLUSTER=cluster.address)
+        until(lambda: all(runs(log, n) for n in (2, 3)) and len(list(results.Checkpoint("grid").folder.glob("*.json"))) == 2)
+        killed.kill()
+        killed.communicate(timeout=60)
+        assert stored() == {0: 0, 1: 1}
+        (log / "go").write_text("")
+        again = client(stub, log, *kinds, SPARSITY_CLUSTER=cluster.address)
+        _, said = again.communicate(timeout=60)
+        assert again.returncode == 0, said
+        assert stored() == {n: n**2 for n in range(4)} and runs(log, 0) == runs(log, 1) == 1
+
     def test_ctrl_c_keeps_what_workers_finished(self, cluster, stub, log):
         interrupted_and_resumed(stub, log, SPARSITY_CLUSTER=cluster.address)
 
@@ -279,11 +306,12 @@ class TestCluster:
         assert isinstance(error, SparsityError) and project.code_hash()[:16] in str(error) and now[:16] in str(error)
         assert not list(log.iterdir())
 
-    def test_a_scheduler_that_is_started_anew(self, cluster, stub, log):
+    @pytest.mark.parametrize("workers", [True, False], ids=["with its workers", "alone"])
+    def test_a_scheduler_that_is_started_anew(self, cluster, stub, log, workers):
         kinds = ("square", "square", "held", "held", "held", "held")
         first = client(stub, log, *kinds, SPARSITY_CLUSTER=cluster.address)
         until(lambda: runs(log, 2) and len(list((results.Checkpoint("grid").folder).glob("*.json"))) == 2)
-        cluster.restart()
+        cluster.restart(workers)
         _, said = first.communicate(timeout=60)
         assert first.returncode == 1 and "was lost, or started anew" in said and cluster.address in said
         assert stored() == {0: 0, 1: 1}
@@ -343,7 +371,7 @@ class Cluster:
     def _start(self):
         for number, arguments in enumerate((
             ("scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard"),
-            ("worker", self.address, "--nworkers", "2", "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard",
+            ("worker", self.address, "--nworkers", "3", "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard",
              "--local-directory", str(self.folder)),
         )):
             self.processes.append(start(
@@ -356,14 +384,19 @@ class Cluster:
         with socket.socket() as trying:
             return trying.connect_ex(("127.0.0.1", self.port)) == 0
 
-    def restart(self):
-        """All of it dies without warning, and is started anew at the same address."""
-        self.kill()
+    def restart(self, workers):
+        """The scheduler dies without warning, with its workers or alone, and both are started anew at the same address."""
+        if workers:
+            self.kill()
+        else:
+            os.killpg(self.processes[-2].pid, signal.SIGKILL)
+            self.processes[-2].communicate(timeout=20)
         self._start()
 
     def kill(self):
         """End the scheduler, then the workers with the processes they started."""
         for process in self.processes:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
             process.communicate(timeout=20)
         self.processes = []

@@ -1,6 +1,7 @@
 """The training loop: against plain PyTorch written out, and a run cut anywhere against one that was not."""
 
 import copy
+import hashlib
 import json
 import math
 
@@ -314,13 +315,18 @@ def test_a_checkpoint_in_which_one_number_changed_is_refused(tmp_path, file):
         run(checkpoints=tmp_path, every=5)
 
 
-def test_checkpoints_from_before_there_were_checksums_are_read(tmp_path):
-    _, expected = run(checkpoints=tmp_path, every=5)
+@pytest.mark.parametrize("missing", ["sha256", "sealed"])
+def test_checkpoints_without_checksums_are_refused(tmp_path, missing):
+    run(checkpoints=tmp_path, every=5)
     path = tmp_path / "step-00000012" / "training.json"
     about = json.loads(path.read_text())
-    del about["sha256"], about["sealed"]
-    path.write_text(json.dumps({**about, "format": "training-1"}))
-    assert run(checkpoints=tmp_path, every=5)[1].losses == expected.losses
+    del about[missing]
+    if missing == "sha256":
+        del about["sealed"]
+        about["sealed"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(about))
+    with pytest.raises(SparsityError, match="step-00000012 is damaged"):
+        run(checkpoints=tmp_path, every=5)
 
 
 def test_one_run_at_a_time_trains_into_a_folder(tmp_path):

@@ -2,7 +2,8 @@
 
 Random weights in published shapes are written as bfloat16 shards, one block each, and deleted after use. Each measurement has
 a process of its own. Memory is told apart as Linux does: anonymous (the process's own, which must fit) and of files (weights
-mapped from their shards, which the system may drop and read again, and the libraries' code).
+mapped from their shards, which the system may drop and read again, and the libraries' code). The largest model runs where its
+process may not hold more than a quarter of its weights, cached files included.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from sparsity_lib.assets.cache import cache_folder, ensure_room
 from sparsity_lib.bench.calibration import in_child
 from sparsity_lib.bench.decode import SHAPES
+from sparsity_lib.bench.memory_limit import group, join, most
 from sparsity_lib.fit import fit_many
 from sparsity_lib.methods import claws, teal, wina
 from sparsity_lib.plan import Plan
@@ -49,8 +51,8 @@ RECIPES = {
 }
 #: Models that memory holds several times over are calibrated the ordinary way as well, for comparison.
 ALSO_ORDINARY = ("0.1B", "1B")
-#: Sizes of which the gradient, three times the work and more, is left out.
-NO_GRADIENT = ("8B",)
+#: Bytes that the process may hold, where the system lets itself be asked for that.
+LIMITS = {"8B": 4 << 30}
 TOKENS, LENGTH = 512, 128
 #: Seconds between two looks at the memory.
 INTERVAL = 0.01
@@ -62,7 +64,7 @@ def run(checkpoint, sizes: Mapping[str, Mapping[str, Any]] = SIZES) -> tuple[Any
     settings = {"tokens": TOKENS, "length": LENGTH, "dtype": "bfloat16", "density": 0.5}
     data = {}
     for size, shape in sizes.items():
-        params = {"size": size, "shape": dict(shape), "cases": cases(size), **settings}
+        params = {"size": size, "shape": dict(shape), "cases": cases(size), "limit": LIMITS.get(size), **settings}
         data[size] = checkpoint.item(params, partial(measure, params))
         print(table({size: data[size]}), flush=True)
     return data, {**settings, "sizes": {k: dict(v) for k, v in sizes.items()}, "threads": torch.get_num_threads()}, [0]
@@ -70,8 +72,7 @@ def run(checkpoint, sizes: Mapping[str, Mapping[str, Any]] = SIZES) -> tuple[Any
 
 def cases(size: str) -> list[list[str]]:
     """What is measured at a size: [recipe, "streamed" or "ordinary"]."""
-    named = [name for name in RECIPES if name != "claws" or size not in NO_GRADIENT]
-    return [[name, how] for name in named for how in ("streamed", *(["ordinary"] if size in ALSO_ORDINARY else []))]
+    return [[name, how] for name in RECIPES for how in ("streamed", *(["ordinary"] if size in ALSO_ORDINARY else []))]
 
 
 def measure(params: Mapping[str, Any], place: Path | None = None) -> dict[str, Any]:
@@ -91,11 +92,19 @@ def measure(params: Mapping[str, Any], place: Path | None = None) -> dict[str, A
         found = {}
         for recipe, how in params["cases"]:
             drop_cache(Path(folder))
-            job = {**params, "model": params["size"], "folder": folder, "recipe": recipe, "how": how}
-            found[f"{recipe} {how}"] = in_child(job, "sparsity_lib.bench.streaming")
+            found[f"{recipe} {how}"] = _case({**params, "model": params["size"], "folder": folder, "recipe": recipe, "how": how})
     both = [recipe for recipe, how in params["cases"] if how == "ordinary"]
     equal = [r for r in both if found[f"{r} streamed"]["digest"] == found[f"{r} ordinary"]["digest"]]
     return {**sizes, "cases": found, "both": both, "equal": equal}
+
+
+def _case(job: Mapping[str, Any]) -> dict[str, Any]:
+    """`measured` in a process of its own; `limit` is what it was allowed, and `held` the most that it and the cache took."""
+    if job.get("limit") is None:
+        return in_child(job, "sparsity_lib.bench.streaming")
+    with group(job["limit"]) as place:
+        found = in_child({**job, "group": place and str(place)}, "sparsity_lib.bench.streaming")
+        return found if place is None else {**found, "limit": job["limit"], "held": most(place)}
 
 
 def write(config: LlamaConfig, folder: Path, seed: int = 0) -> dict[str, int]:
@@ -196,6 +205,8 @@ def measured(params: Mapping[str, Any]) -> dict[str, Any]:
         `open` and `seconds` (to open and to fit), `above`: peaks above what the libraries took before, by kind;
         `blocks_read`: how often a block was read (0 ordinarily); `statistics` and `plan` in bytes; `digest` of the plan.
     """
+    if params.get("group"):
+        join(params["group"])
     torch.manual_seed(0)
     config = LlamaConfig.from_pretrained(params["folder"])
     ids = torch.randint(config.vocab_size, (params["tokens"] // params["length"], params["length"]))
@@ -237,8 +248,9 @@ def table(data: Mapping[str, Any]) -> str:
                      f"{_mib(found['outside'])}; the same plan both ways: {len(found['equal'])} of {len(found['both'])}")
         for case, of in found["cases"].items():
             memory = "unknown" if of["above"] is None else ", ".join(f"{kind} {_mib(n)}" for kind, n in of["above"].items())
+            bound = f"; allowed {_mib(of['limit'])}" if "limit" in of else ""
             lines.append(f"  {case:15} {of['open']:5.1f} s to open, {of['seconds']:7.1f} s to fit; peak above the libraries' "
-                         f"memory: {memory}; {of['blocks_read']} blocks read")
+                         f"memory: {memory}; {of['blocks_read']} blocks read{bound}")
     return "\n".join(lines)
 
 

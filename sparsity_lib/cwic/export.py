@@ -64,7 +64,7 @@ def load_thresholds(model: nn.Module, path: str | os.PathLike) -> Registry:
         If the file is missing, damaged (by its checksum) or of another kind, or was learned on other weights.
     """
     try:
-        tensors, meta = sealed.read(path, FORMAT, unsealed="cwic-thresholds-1")
+        tensors, meta = sealed.read(path, FORMAT)
     except ValueError as error:
         raise SparsityError(f"{path} holds no readable thresholds: {error}. Fix: save_thresholds(model, path).") from None
     try:

@@ -25,8 +25,6 @@ from sparsity_lib.assets.cache import partial, publish, remove, sha256_of
 from sparsity_lib.errors import SparsityError
 
 FORMAT = "training-2"
-#: Had no checksums; still read, so that a run of days outlasts the change.
-_BEFORE = "training-1"
 #: Checkpoints kept: the last, and one from before, in case that the last was already on the way to diverging.
 KEEP = 2
 _NAME = re.compile(r"step-(\d{8})")
@@ -96,11 +94,11 @@ def latest(folder: Path) -> Saved | None:
     path = path_of(folder, steps[-1])
     try:
         about = json.loads((path / "training.json").read_text(encoding="utf-8"))
-        if about.get("format") not in (FORMAT, _BEFORE) or about.get("step") != steps[-1]:
+        if about.get("format") != FORMAT or about.get("step") != steps[-1]:
             raise ValueError(f"format {about.get('format')!r}, step {about.get('step')!r}")
-        if about["format"] == FORMAT and about.pop("sealed", None) != _seal(about):
+        if about.pop("sealed", None) != _seal(about):
             raise ValueError("training.json is not what was written")
-        for file, expected in about.pop("sha256", {}).items():
+        for file, expected in about.pop("sha256").items():
             if sha256_of(path / file) != expected:
                 raise ValueError(f"{file} is not what was written")
         state, moments = (load_file(path / f"{name}.safetensors") for name in _FILES)
