@@ -114,6 +114,23 @@ class Shards:
         return found.st_size, found.st_mtime_ns
 
 
+def check_files(folder: str | Path) -> None:
+    """Refuse a folder whose weights' files, or those that its index names, are anything but files that lie in it.
+
+    transformers opens whatever an index names: /dev/zero, until memory is full, or a file somewhere else.
+
+    Raises
+    ------
+    AssetError, SparsityError
+        As `Shards` does for an index; and for a file that is none, a device, say. No weights at all are not refused here.
+    """
+    folder = Path(folder)
+    listed = _listed(folder) if (folder / INDEX).exists() and not (folder / SINGLE).is_file() else {}
+    for file in sorted({SINGLE, *listed.values()}):
+        if (folder / file).exists() and not (folder / file).is_file():
+            raise AssetError(f"{folder / file} is no regular file. Fix: get all files of the checkpoint.")
+
+
 def _listed(folder: Path) -> dict[str, str]:
     """name -> file as the index has it; nothing where all is in one file."""
     if (folder / SINGLE).is_file():

@@ -13,7 +13,7 @@ from core_tiny import tiny, tokens
 from distributed_tiny import CASES, found
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import together
+from processes import start, together
 
 from sparsity_lib import SparsityError, distributed
 from sparsity_lib.distributed import Ranks
@@ -85,6 +85,7 @@ def die():
     yield
 
 with distributed() as ranks:
+    open(os.path.join(sys.argv[2], str(os.getpid())), "w").close()
     print(evaluate(tiny("llama"), {{"killed": die}}, tokens(4)))
 """
 
@@ -94,8 +95,10 @@ def test_one_that_is_killed_ends_all(tmp_path, rank):
     script = tmp_path / "child.py"
     script.write_text(KILLED)
     start = time.monotonic()
-    out, errors = together(2, str(script), str(rank)).communicate(timeout=120)
-    assert f"{-signal.SIGKILL}" in errors and "Quality" not in out
+    out, errors = (run := together(2, str(script), str(rank), str(tmp_path))).communicate(timeout=120)
+    assert run.returncode == 1 and f"exitcode  : {-signal.SIGKILL}" in errors and "Quality" not in out
+    pids = [int(path.name) for path in tmp_path.glob("[0-9]*")]
+    assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert time.monotonic() - start < 60, "the other one waits for what will never come"
 
 
@@ -129,3 +132,35 @@ def test_shares_are_all_of_it_once_and_about_equal(costs, count):
     assert [item for part in parts for item in part] == list(range(len(costs)))
     heaviest = max((sum(costs[item] for item in part) for part in parts), default=0)
     assert heaviest <= sum(costs) / count + max(costs, default=0)
+
+
+NODE = f"""
+import json, os, sys
+sys.path.insert(0, {str(TESTS)!r})
+import conftest
+from core_tiny import tiny, tokens
+from sparsity_lib import distributed
+from sparsity_lib.evaluate.quality import evaluate
+
+with distributed() as ranks:
+    found = evaluate(tiny("llama"), {{}}, tokens(5))["dense"].to_json()
+    print(json.dumps([ranks.index, ranks.count, os.environ["LOCAL_RANK"], found]))
+"""
+
+
+def test_two_launchers_as_on_two_machines(tmp_path):
+    """Each starts one process, as on a machine of its own; they meet at an address."""
+    script = tmp_path / "child.py"
+    script.write_text(NODE)
+    port = str(20_000 + int(time.time() * 1000) % 20_000)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    nodes = [start("-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1",
+                   "--master-addr", "127.0.0.1", "--master-port", port, str(script), env=environment) for rank in (0, 1)]
+    found = []
+    for node in nodes:
+        out, errors = node.communicate(timeout=120)
+        assert node.returncode == 0, errors
+        found.append(json.loads(out.strip().splitlines()[-1]))
+    whole = json.loads(json.dumps(evaluate(tiny("llama"), {}, tokens(5))["dense"].to_json()))
+    assert [each[:3] for each in found] == [[0, 2, "0"], [1, 2, "0"]]
+    assert found[0][3] == found[1][3] and near(found[0][3], whole)

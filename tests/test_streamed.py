@@ -252,18 +252,36 @@ def rewrite(folder, **files):
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 
-def refused(folder, match, kind=SparsityError):
+def refused(folder, match, kind=SparsityError, stream=True):
     with pytest.raises(kind, match=match):
-        load_model(str(folder), stream=True)
+        load_model(str(folder), stream=stream)
 
 
-@pytest.mark.parametrize("file", ["../x.safetensors", "/tmp/x.safetensors", "sub/x.safetensors", "..\\x.safetensors", "..", "",
-                                  "pytorch_model.bin", "x.pt", 3, None, ["x.safetensors"]])
-def test_an_index_that_leaves_its_folder_is_refused(file, tmp_path):
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("file", [
+    "/dev/zero", "../x.safetensors", "/tmp/x.safetensors", "sub/x.safetensors", "..\\x.safetensors", "..", "",
+    "pytorch_model.bin", "x.pt", 3, None, ["x.safetensors"]])
+def test_an_index_that_leaves_its_folder_is_refused(file, stream, tmp_path):
     folder = stored(tmp_path / "model")
     save_file({QUERY: torch.zeros(32, 32)}, tmp_path / "x.safetensors")
     rewrite(folder, **{QUERY: file})
-    refused(folder, rf"file of '{QUERY}' in {INDEX} = .*\.safetensors file beside it")
+    refused(folder, rf"file of '{QUERY}' in {INDEX} = .*\.safetensors file beside it", stream=stream)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", ""], ids=["one file", "one of several"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_weights_in_what_is_no_file_are_refused(name, stream, tmp_path):
+    """A link to a device, of which a reader would never see the end; a link to a file is as good as the file."""
+    folder = stored(tmp_path)
+    (folder / "kept").mkdir()
+    for path in folder.glob("*.safetensors"):
+        path.rename(folder / "kept" / path.name)
+        path.symlink_to(folder / "kept" / path.name)
+    load_model(str(folder), stream=stream)
+    name = name or index_of(folder)["weight_map"][QUERY]
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/dev/zero")
+    refused(folder, f"{name} is no regular file", AssetError, stream)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": 3}'])

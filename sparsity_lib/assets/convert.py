@@ -16,7 +16,7 @@ from typing import Any
 
 from sparsity_lib.assets.cache import sha256_of
 from sparsity_lib.assets.registry import Asset
-from sparsity_lib.errors import AssetError
+from sparsity_lib.errors import AssetError, shown
 from sparsity_lib.progress import bar
 
 
@@ -37,23 +37,39 @@ def convert_gguf(gguf: Path, asset: Asset, target: Path) -> None:
     """Write model, configuration and tokenizer of `gguf` to the folder `target`, as `save_pretrained` would.
 
     Takes about half a minute per model, most of it spent reading the vocabulary.
+
+    Raises
+    ------
+    AssetError
+        If the file cannot be read as the model that it should hold.
     """
+    try:
+        with bar(3, f"converting {asset.name}", "step") as progress, quiet_bars():
+            _convert(gguf, asset, target, progress)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk, or its rights: who builds the asset says so
+        # whatever else the readers of the format meet in a header that is damaged or hostile
+        raise AssetError(f"The GGUF file of {asset.name} cannot be read as a model: {type(error).__name__}: "
+                         f"{shown(str(error))}. Fix: fetch it again.") from error
+
+
+def _convert(gguf: Path, asset: Asset, target: Path, progress: Any) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, file = str(gguf.parent), gguf.name
-    with bar(3, f"converting {asset.name}", "step") as progress, quiet_bars():
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-        _forget_quantisation(model)
-        progress.update()
-        model.save_pretrained(target, max_shard_size="100GB")
-        progress.update()
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        if asset.digits:
-            _split_digits(tokenizer)
-        tokenizer.model_max_length = asset.model_max_length
-        tokenizer.save_pretrained(target)
-        progress.update()
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    _forget_quantisation(model)
+    progress.update()
+    model.save_pretrained(target, max_shard_size="100GB")
+    progress.update()
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    if asset.digits:
+        _split_digits(tokenizer)
+    tokenizer.model_max_length = asset.model_max_length
+    tokenizer.save_pretrained(target)
+    progress.update()
 
 
 def _forget_quantisation(model: Any) -> None:

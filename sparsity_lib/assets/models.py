@@ -13,6 +13,7 @@ from sparsity_lib.assets.convert import quiet_bars
 from sparsity_lib.assets.registry import MODELS
 from sparsity_lib.assets.smallnets import SMALL, small_path
 from sparsity_lib.errors import SparsityError, refuse, unknown
+from sparsity_lib.shards import check_files
 
 #: Every name that `load_model` accepts besides hub ids and local folders.
 NAMES = (*MODELS, *SMALL)
@@ -79,6 +80,8 @@ def load_model(
         if stream and "local_files_only" not in options:
             folder = _snapshot(str(folder))
         model_class, config = _model_class(str(folder), options)
+        if Path(folder).is_dir():
+            check_files(folder)
         extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
         if stream:
             from sparsity_lib.streamed import open_folder
