@@ -7,7 +7,9 @@ system after each use, and fetching them anew took half of the time).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,16 @@ def hidden_states(model: nn.Module, ids: Tensor, **inputs) -> Tensor:
     if model.get_output_embeddings() is None:
         raise SparsityError(f"{type(model).__name__} has no language-model head. Fix: load it with AutoModelForCausalLM.")
     return model.base_model(input_ids=ids, use_cache=False, **inputs).last_hidden_state
+
+
+def with_cache(model: nn.Module, cache: object) -> dict[str, object]:
+    """The keyword argument by which the forward takes keys and values: transformers gives it another name from 5.24 on."""
+    return {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache, "use_cache": True}
+
+
+def cache_of(output: Mapping[str, Any]) -> Any:
+    """Keys and values among what a forward returned, under either name."""
+    return output["cache" if "cache" in output else "past_key_values"]
 
 
 def show_head(model: nn.Module, hidden: Tensor) -> None:

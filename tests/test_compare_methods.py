@@ -10,7 +10,7 @@ from core_tiny import HIDDEN, LAYERS, VOCABULARY, WIDTH, mlp_of, numpy_of, seen_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsity_lib import Plan, Recipe, Rule, SparsityError, account, fit, installed, recipes
+from sparsity_lib import Plan, Recipe, Rule, SparsityError, account, fit, installed, lm, recipes
 from sparsity_lib.evaluate.quality import evaluate
 from sparsity_lib.install import head_of, install, uninstall
 from sparsity_lib.parts.refine import Refine
@@ -66,11 +66,11 @@ def account_of(model, recipe):
 def test_griffin_generates_with_the_neurons_of_the_prompt(model):
     plan, text = fit(recipes.griffin(DENSITY, token_share=0.5), model, ids=IDS), IDS[:1]
     with installed(model, plan):
-        cache = model(text, use_cache=True).past_key_values
+        cache = lm.cache_of(model(text, use_cache=True))
         kept = model.model.layers[0].sparsity["gate"]._prompt["relative"][0, 0].topk(K).indices.sort().values
         seen = []
         handle = mlp_of(model, 0).down_proj.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
-        model(torch.tensor([[5]]), past_key_values=cache, use_cache=True)
+        model(torch.tensor([[5]]), **lm.with_cache(model, cache))
         handle.remove()
     assert torch.equal(seen[0][0, 0].nonzero()[:, 0], kept)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from core_tiny import LAYERS, outputs, tiny, tokens
 
-from sparsity_lib import Recipe, Rule, SparsityError, fit, fit_many, install, installed, recipes, uninstall
+from sparsity_lib import Recipe, Rule, SparsityError, fit, fit_many, install, installed, lm, recipes, uninstall
 from sparsity_lib.install import installed_on
 from sparsity_lib.parts.select import TopK
 
@@ -76,7 +76,7 @@ def test_exactly_the_last_share_of_tokens_is_sparsified(model, make, share):
         pieces = [dense.logits]
         if tail:
             with installed(model, full):
-                pieces.append(model(input_ids=IDS[:, -tail:], past_key_values=dense.past_key_values).logits)
+                pieces.append(model(input_ids=IDS[:, -tail:], **lm.with_cache(model, lm.cache_of(dense))).logits)
         with installed(model, part):
             found = model(input_ids=IDS).logits
     torch.testing.assert_close(found, torch.cat(pieces, 1), rtol=1e-4, atol=1e-4)

@@ -16,6 +16,7 @@ import torch
 import torch._inductor.config
 from torch import nn
 
+from sparsity_lib import lm
 from sparsity_lib.bench.llama import LlamaCpp
 from sparsity_lib.decode import Decoder, structures
 from sparsity_lib.decode.rules import PLACES
@@ -78,7 +79,7 @@ class Eager:
 
     def __call__(self, turn: int) -> torch.Tensor:
         token = torch.tensor([[100 + turn]])
-        return self.model(input_ids=token, past_key_values=self.cache, use_cache=True).logits[0, -1]
+        return self.model(input_ids=token, **lm.with_cache(self.model, self.cache)).logits[0, -1]
 
 
 class Compiled:
@@ -86,7 +87,7 @@ class Compiled:
 
     def __init__(self, model: nn.Module, new_tokens: int) -> None:
         self.model, self.new_tokens = model, new_tokens
-        self.forward, self.cache, self.prompt = None, None, 0
+        self.forward, self.cache, self.arguments, self.prompt = None, None, {}, 0
 
     @torch.inference_mode()
     def at(self, prompt: int) -> None:
@@ -95,6 +96,7 @@ class Compiled:
         torch._dynamo.reset()  # another length is another program
         self.forward = torch.compile(self.model.forward, dynamic=False)
         self.cache, self.prompt = StaticCache(config=self.model.config, max_cache_len=prompt + self.new_tokens), prompt
+        self.arguments = lm.with_cache(self.model, self.cache)
         _fill(self.cache, self.model, prompt)
         with torch._inductor.config.patch(freezing=True):  # weights packed for oneDNN: the fastest of inductor's ways here
             for turn in range(3):  # compiling is not what is timed
@@ -106,7 +108,7 @@ class Compiled:
             if hasattr(layer, "cumulative_length_int"):
                 layer.cumulative_length_int = self.prompt
         token = torch.tensor([[100 + turn]])
-        return self.forward(input_ids=token, past_key_values=self.cache, use_cache=True).logits[0, -1]
+        return self.forward(input_ids=token, **self.arguments).logits[0, -1]
 
 
 class Llama:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsity_lib import lm
 from sparsity_lib.checks import count
 from sparsity_lib.decode import structures
 from sparsity_lib.decode.granular import Granular, GranularSource
@@ -273,7 +274,7 @@ class Decoder:
             raise refuse("shape of ids", tuple(ids.shape), f"(1, tokens) with 1 to {self.capacity} tokens")
         with installed(self.source.model, self.plan):
             found = self.source.model(input_ids=ids, use_cache=True, logits_to_keep=1)
-        for i, layer in enumerate(found.past_key_values.layers):
+        for i, layer in enumerate(lm.cache_of(found).layers):
             for n, kept in enumerate((layer.keys, layer.values)):
                 start = ids.shape[1] - kept.shape[2]  # sliding layers keep their last tokens only
                 self.cache[i, n, :, start : ids.shape[1]] = kept[0]
