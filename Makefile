@@ -108,8 +108,8 @@ refresh: env  ## execute chapters and write their committed outputs: make refres
 	$(PY) -m sparsity_lib.notebooks refresh --from-env NB
 
 stress: env hero $(MATHJAX)  ## faults, bad inputs and loads tried on purpose, into results/ (an hour, 17 GB of disk for a while)
-	$(PY) -m sparsity_lib.stress
-	$(PY) -m sparsity_lib.results bench/scaling bench/streaming
+	status=0; $(PY) -m sparsity_lib.stress || status=$$?; \
+	$(PY) -m sparsity_lib.results bench/scaling bench/streaming || status=$$?; exit $$status
 
 audit:  ## everything that guards the project, with the newest packages that pyproject allows (_build/audit, an hour)
 	"$(PYTHON)" tools/audit.py

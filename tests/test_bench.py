@@ -110,6 +110,8 @@ def test_the_table_of_a_gpu_names_its_numbers():
 def test_sweeps_are_measured_by_processes():
     found = scaling.measure("processes", 1, tasks=2, products=2, size=16)
     assert found["span"] >= found["task"] > 0 and found["start"] > 0 and 0 < found["busy"] <= 1
+    three = scaling.repeated("processes", 1, tasks=1, products=2, size=16, rounds=3)
+    assert three["spans"] == sorted(three["spans"]) and three["span"] == three["spans"][1]
     points = {"1": {**found, "span": 2.0}, "4": {**found, "span": 2.5}}
     assert scaling.efficiency(points) == {1: 1.0, 4: 0.8} and "4 workers: 2.5 s, efficiency 80%" in scaling.table("dask", points)
 
@@ -117,12 +119,12 @@ def test_sweeps_are_measured_by_processes():
 def test_the_book_shows_how_sweeps_grow(monkeypatch):
     monkeypatch.setattr(results, "names", lambda: [])
     assert "make results R=bench/scaling" in page.loads()
-    point = {"span": 2.0, "task": 0.5, "busy": 0.9, "start": 1.0}
+    point = {"span": 2.0, "spans": [1.5, 2.0, 3.0], "task": 0.5, "busy": 0.9, "start": 1.0}
     found = results.Result(page.RESULT, {"dask": {"1": point, "4": {**point, "span": 5.0}}},
-                           {"machine": {"cores": 2}, "params": {"tasks": 4, "workers": [1, 2, 4]}})
+                           {"machine": {"cores": 2}, "params": {"tasks": 4, "workers": [1, 2, 4], "rounds": 3}})
     monkeypatch.setattr(results, "names", lambda: [page.RESULT])
     monkeypatch.setattr(results, "load", lambda name: found)
     text = page.loads()
     assert "2 cores allow 50% with 4 workers" in text
     rows = [line for line in text.splitlines() if line.startswith("| a Dask")]
-    assert len(rows) == 2 and "100" in rows[0] and "40.0" in rows[1]
+    assert len(rows) == 2 and "2.00 [1.50, 3.00]" in rows[0] and "100" in rows[0] and "40.0" in rows[1]

@@ -18,11 +18,13 @@ def loads() -> str:
     rows = []
     for kind, points in found.data.items():
         pace = efficiency(points)
-        rows += [[NAMES[kind], int(workers), number(point["span"]), number(100 * pace[int(workers)]), number(point["task"]),
-                  number(100 * point["busy"]), number(point["start"])] for workers, point in points.items()]
-    cores, most = found.manifest["machine"]["cores"], max(found.manifest["params"]["workers"])
-    caption = (f"Weak scaling on {cores} cores, {found.manifest['params']['tasks']} tasks for every worker. Pace: the time that "
-               f"one worker took over that of so many, who had so many times the work; {cores} cores allow "
-               f"{100 * min(1, cores / most):.0f}% with {most} workers.")
+        rows += [[NAMES[kind], int(workers), number(point["span"], point["spans"][0], point["spans"][-1]),
+                  number(100 * pace[int(workers)]), number(point["task"]), number(100 * point["busy"]), number(point["start"])]
+                 for workers, point in points.items()]
+    params, cores = found.manifest["params"], found.manifest["machine"]["cores"]
+    most = max(params["workers"])
+    caption = (f"Weak scaling on {cores} cores, {params['tasks']} tasks for every worker: the median of {params['rounds']} sweeps, "
+               f"with the shortest and the longest. Pace: the time that one worker took over that of so many, who had so many times "
+               f"the work; {cores} cores allow {100 * min(1, cores / most):.0f}% with {most} workers.")
     return table(["where", "workers", "seconds", "pace (%)", "a task (s)", "workers busy (%)", "to start (s)"], rows, caption,
                  "tab-scaling")

@@ -23,7 +23,7 @@ from sparsity_lib.errors import SparsityError, refuse, shown, unknown
 GROUPS = ("inputs", "files", "system", "interruptions", "processes", "security", "bits")
 SIZES = ("quick", "full")
 #: Seconds after which a trial counts as hanging.
-PATIENCE = {"quick": 300, "full": 1800}
+PATIENCE = {"quick": 300, "full": 7200}
 #: No error may be longer (letters): it is read by people.
 LONGEST = 4000
 #: Losses that are described; all are counted.

@@ -92,7 +92,7 @@ def licence(package: str) -> str:
     classified = [each.rpartition("::")[2].strip() for each in about.get_all("Classifier", []) if each.startswith("License ::")]
     stated = [about.get("License-Expression"), *_named(classified), (about.get("License") or "").strip().split("\n")[0]]
     text = next((each for each in stated if each), "not stated")
-    return next((short for pattern, short in _SAME if re.match(pattern, text.lower())), text[:60])
+    return next((short for pattern, short in _SAME if re.match(pattern, text.lower())), text[:120])
 
 
 def _named(classified: Iterable[str]) -> list[str]:
