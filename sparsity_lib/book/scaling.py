@@ -23,8 +23,8 @@ def loads() -> str:
                  for workers, point in points.items()]
     params, cores = found.manifest["params"], found.manifest["machine"]["cores"]
     most = max(params["workers"])
-    caption = (f"Weak scaling on {cores} cores, {params['tasks']} tasks for every worker: the median of {params['rounds']} sweeps, "
-               f"with the shortest and the longest. Pace: the time that one worker took over that of so many, who had so many times "
-               f"the work; {cores} cores allow {100 * min(1, cores / most):.0f}% with {most} workers.")
+    caption = (f"Weak scaling on {cores} cores, {params['tasks']} tasks for every worker: the median of {params['rounds']} "
+               f"sweeps, with the shortest and the longest. Pace: the time that one worker took over that of so many, who had so "
+               f"many times the work; {cores} cores allow {100 * min(1, cores / most):.0f}% with {most} workers.")
     return table(["where", "workers", "seconds", "pace (%)", "a task (s)", "workers busy (%)", "to start (s)"], rows, caption,
                  "tab-scaling")
