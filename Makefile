@@ -21,24 +21,28 @@ FRESH := $(CURDIR)/_build/records
 BUILD := -W -n --keep-going --all
 unexport PYTHONPATH
 
-.PHONY: help env install assets hero book pages book-smoke pages-smoke browser pdf test lint unit native nbval bench run sweep params refresh results stress audit lock clean
+.PHONY: help env assets hero book pages book-smoke pages-smoke pages-single browser pdf test lint unit native nbval bench run sweep params refresh results stress audit lock clean
 
 help:  ## list the commands
 	@echo "make COMMAND"
 	@sed -n 's/^\([a-z-]*\):.*  ## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 KERNELS := setup.py $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
-# Two makes at once take turns: at the environment, and at each folder of pages.
+# Two makes at once take turns: at the environment, at MathJax, and at building pages into a folder. The make INSIDE of a turn
+# looks again at what is left to do.
 TURN = "$(PYTHON)" tools/in_turn.py
+INSIDE ?=
+ifeq ($(INSIDE),)
 $(STAMP): requirements.lock pyproject.toml $(KERNELS)
-	@$(TURN) $(VENV).lock "the environment" $(MAKE) --no-print-directory install
-
-install:
+	@$(TURN) $(VENV).lock "the environment" $(MAKE) --no-print-directory INSIDE=1 $(STAMP)
+else
+$(STAMP): requirements.lock pyproject.toml $(KERNELS)
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(0 if v[:2] == (3, 11) else f"error: the lock is for Python 3.11, {sys.executable} is {v[0]}.{v[1]}. Fix: make PYTHON=/path/to/python3.11")'
 	test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
 	$(PY) -m pip install --disable-pip-version-check -r requirements.lock
 	$(PY) -m pip install --disable-pip-version-check --no-deps -e .
-	touch $(STAMP)
+	touch $@
+endif
 
 env: $(STAMP)  ## the pinned environment in .venv
 
@@ -46,14 +50,19 @@ assets: env  ## fetch the models, benchmarks and texts (once, with checksums)
 	$(PY) -m sparsity_lib.assets fetch
 
 MATHJAX := book/_static/mathjax/es5/tex-chtml.js
+ifeq ($(INSIDE),)
 $(MATHJAX): tools/mathjax.py | env
-	@$(TURN) _build/.mathjax.lock "book/_static/mathjax" $(PY) tools/mathjax.py
+	@$(TURN) _build/.mathjax.lock "book/_static/mathjax" $(MAKE) --no-print-directory INSIDE=1 $(MATHJAX)
+else
+$(MATHJAX): tools/mathjax.py
+	$(PY) tools/mathjax.py
+endif
 
 hero: env
 	@$(TURN) _build/.hero.lock "book/_static/hero.png" $(PY) tools/hero.py
 
 book: assets hero $(MATHJAX)  ## execute the notebooks and render _build/html/index.html
-	@$(TURN) _build/.lock _build $(MAKE) --no-print-directory pages
+	@$(TURN) _build/.lock _build $(MAKE) --no-print-directory INSIDE=1 pages
 	@echo "open _build/html/index.html"
 
 pages:
@@ -61,7 +70,7 @@ pages:
 	SPARSITY_PROGRESS=0 SPARSITY_RECORDS=$(CURDIR)/_build/book-records $(BIN)/jupyter-book build . $(BUILD)
 
 book-smoke: env hero $(MATHJAX)  ## render the committed outputs without executing (_build/smoke)
-	@$(TURN) _build/.smoke.lock _build/smoke $(MAKE) --no-print-directory pages-smoke
+	@$(TURN) _build/.smoke.lock _build/smoke $(MAKE) --no-print-directory INSIDE=1 pages-smoke
 
 pages-smoke:
 	$(PY) tools/smoke_config.py _config.yml _build/smoke/_config.yml
@@ -71,6 +80,9 @@ browser: book-smoke  ## the pages in a real browser: links, errors, accessibilit
 	$(PY) -m pytest tests/browser
 
 pdf: book-smoke  ## the committed outputs as one file to print: _build/book.pdf (needs Chromium)
+	@$(TURN) _build/.single.lock _build/single $(MAKE) --no-print-directory INSIDE=1 pages-single
+
+pages-single:
 	$(BIN)/jupyter-book build . --builder singlehtml --config _build/smoke/_config.yml --path-output _build/single $(BUILD)
 	$(PY) tools/pdf.py _build/single/_build/singlehtml _build/book.pdf
 

@@ -75,6 +75,8 @@ class Ranks:
 
 
 _current: Ranks | None = None
+#: Pieces of work that were shared so far: the processes have to be at the same one.
+_shared = 0
 
 
 @contextmanager
@@ -98,6 +100,8 @@ def distributed() -> Iterator[Ranks]:
             os.environ[progress.SWITCH] = "0"
         yield _current
         _current.gather(None)  # the first keeps the others' connections: it must not be the first to go
+        if _current.count > 1:  # after an error, leaving the group could wait for those that are still in it
+            atexit.register(_leave)
     finally:
         _current = None
         if bars is None:
@@ -114,13 +118,20 @@ def _ranks() -> Ranks:
 
     # Without a GPU, accelerate takes each of torchrun's processes for the only one unless it is told.
     state = PartialState(cpu=found is None, timeout=PATIENCE)
-    atexit.register(state.destroy_process_group)
     return Ranks(state.process_index, state.num_processes, state.device)
+
+
+def _leave() -> None:
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
 
 
 def spread(items: Sequence[T], work: Callable[[Sequence[T]], list[R]], costs: Sequence[float] | None = None,
            same: object = None) -> list[R]:
     """`work(items)`; in a `distributed` context each process does a part of them, and the lists are put one behind the other.
+
+    Where the work of one fails, it raises that error and all others a SparsityError that names it, so that none waits for it.
 
     Parameters
     ----------
@@ -129,9 +140,22 @@ def spread(items: Sequence[T], work: Callable[[Sequence[T]], list[R]], costs: Se
     same
         What has to be the same in all processes, beside the number of items.
     """
+    global _shared
     ranks = _current
     if ranks is None or ranks.count == 1:
         return work(items)
-    ranks.agree("the work", (len(items), same))
+    _shared += 1
+    ranks.agree("the work", (_shared, len(items), same))
     own = items[ranks.share([1] * len(items) if costs is None else costs)]
-    return [each for part in ranks.gather(work(own) if own else []) for each in part]
+    found, failure = [], None
+    try:
+        found = work(own) if own else []
+    except Exception as error:
+        failure = error
+    parts = ranks.gather((None if failure is None else f"{type(failure).__name__}: {failure}", found))
+    if failure is not None:
+        raise failure
+    for rank, (said, _) in enumerate(parts):
+        if said is not None:
+            raise SparsityError(f"The work failed in the process of rank {rank}: {said}. Fix: what it names, there.")
+    return [each for _, part in parts for each in part]

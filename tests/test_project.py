@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -150,8 +151,9 @@ def test_make_expands_nothing_in_what_a_user_passes(tmp_path):
         assert not mark.exists()
 
 
-def test_two_makes_take_turns(tmp_path):
-    """The second command begins after the first has ended, also where the process that waits for the first is killed."""
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_makes_take_turns(tmp_path, killed):
+    """The second command begins when the first has ended, by itself or killed; what it returns is returned."""
     log, lock, go = tmp_path / "log", tmp_path / "new" / "lock", tmp_path / "go"
     first = (f"import pathlib, time\nopen({str(log)!r}, 'a').write('begin ')\nwhile not pathlib.Path({str(go)!r}).exists(): "
              f"time.sleep(0.01)\nopen({str(log)!r}, 'a').write('end ')")
@@ -160,14 +162,32 @@ def test_two_makes_take_turns(tmp_path):
     one = subprocess.Popen([*command, first])
     while not log.exists():
         time.sleep(0.01)
-    one.kill()
-    one.wait()
     other = subprocess.Popen([*command, second], stderr=subprocess.PIPE, text=True)
     assert "another make works on the pages: waiting for it" in other.stderr.readline()
     assert other.poll() is None and log.read_text() == "begin "
-    go.touch()
+    one.kill() if killed else go.touch()
     other.communicate(timeout=60)
-    assert other.returncode == 7 and log.read_text() == "begin end second"
+    assert other.returncode == 7 and log.read_text() == ("begin second" if killed else "begin end second")
+    assert one.wait() == (-signal.SIGKILL if killed else 0)
+
+
+def test_a_make_that_waited_finds_the_environment_done(tmp_path):
+    """It looks again, and does not install under the feet of the one that was first."""
+    for name in ("requirements.lock", "pyproject.toml", "setup.py"):
+        (tmp_path / name).touch()
+    for name in ("Makefile", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    python = tmp_path / "none" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\necho installs >> {tmp_path}/log\nsleep 1\n")
+    python.chmod(0o755)
+    command = ["make", "-C", tmp_path, "VENV=none", f"PYTHON={sys.executable}", "env"]
+    clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "INSIDE")}
+    makes = [subprocess.Popen(command, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    said = [make.communicate(timeout=60)[0] for make in makes]
+    assert [make.returncode for make in makes] == [0, 0], said
+    assert (tmp_path / "log").read_text().split() == ["installs"] * 2, "two calls of pip, by one of them"
+    assert sum("waiting for it" in each for each in said) == 1 and (tmp_path / "none" / ".installed").exists()
 
 
 def test_a_lock_that_cannot_be_written_says_so(tmp_path):

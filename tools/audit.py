@@ -33,6 +33,8 @@ TARGETS = {
     "lint": "lint", "native": "operators under sanitizers", "unit": "tests", "nbval": "notebooks, their text and numbers",
     "book": "book, executed",
 }
+#: What a make around this one, or a user's shell, says of another checkout.
+_NOT_HANDED_ON = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "VENV", "PYTHONPATH", "SPARSITY_PROJECT")
 NO_NETWORK = re.compile(
     r"No matching distribution|Could not find a version|Connection|Temporary failure|timed out|Max retries", re.I)
 
@@ -134,10 +136,10 @@ def rebuild(python: Path, quiet: list[str]) -> tuple[list[Step], list[str]]:
     (CLONE / lock.CONDA.name).write_text(lock.conda(newest))
     (CLONE / ".venv" / ".installed").touch()  # make takes the environment as it is
     steps.append(run("consistency (pip check)", [python, "-m", "pip", "check"]))
-    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "PYTHONPATH")}
+    environment = {name: value for name, value in os.environ.items() if name not in _NOT_HANDED_ON}
     environment["SPARSITY_NEWEST"] = "1"
     for target, name in TARGETS.items():
-        steps.append(run(name, ["make", "-C", CLONE, target], env=environment))
+        steps.append(run(name, ["make", "-C", CLONE, "VENV=.venv", target], env=environment))
     return steps, rows
 
 

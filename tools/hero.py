@@ -5,6 +5,7 @@ book/_static/hero.png has its two panels side by side; hero-narrow.png, for phon
 
 from __future__ import annotations
 
+import io
 import sys
 
 import matplotlib.pyplot as plt
@@ -72,8 +73,10 @@ def main() -> int:
         quality(first)
         speed(second)
         target = project.root() / "book" / "_static" / name
-        figure.savefig(target, dpi=150, facecolor="white", metadata={"Software": None})
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=150, facecolor="white", metadata={"Software": None})
         plt.close(figure)
+        project.write_atomic(target, drawn.getvalue())  # a build may be copying the one of before
         print(target.relative_to(project.root()))
     return 0
 

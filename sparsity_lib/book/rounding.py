@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sparsity_lib import results
 from sparsity_lib.book.markdown import listed
 from sparsity_lib.experiments.claws_report import short
@@ -20,5 +22,5 @@ def summary() -> str:
     for model in found.data:
         of = extremes(found.data, model, "by token")
         parts.append(f"on {short(model)} {of['fewest']} to {of['changed']} of {documents} answers turn over, by method, and KL "
-                     f"changes by at most {100 * of['shift']:.0f}% of itself")
+                     f"changes by at most {math.ceil(100 * of['shift'])}% of itself")
     return listed(parts)

@@ -40,18 +40,23 @@ def two_builds(t: Attempts) -> None:
     if not (root / "Makefile").exists() or shutil.which("make") is None:
         raise NotHereError("it takes a checkout, and make")
     # a make around this one would hand on its own settings
-    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    own = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "INSIDE")
+    environment = {name: value for name, value in os.environ.items() if name not in own}
     command = ["make", "-C", root, f"VENV={Path(sys.prefix)}", "book-smoke"]
 
-    def start() -> subprocess.Popen:
-        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.PIPE, text=True)
+    if subprocess.run(["make", "-q", *command[1:-1], "env"], env=environment, capture_output=True).returncode:
+        raise NotHereError("it takes the environment that `make env` has made: another one would be changed")
+
+    def start(log: Path) -> subprocess.Popen:
+        with open(log, "w") as said:
+            return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
 
     found = []
     for count in (2, 1):
-        for process in [start() for _ in range(count)]:
-            _, said = process.communicate()
-            t.check(f"a build of {count} at once failed: {said[-500:]}", process.returncode == 0)
+        logs = [t.folder / f"{count}-{number}.log" for number in range(count)]
+        for process, log in zip([start(log) for log in logs], logs, strict=True):
+            code = process.wait()
+            t.check(f"a build of {count} at once failed: {log.read_text()[-500:]}", code == 0)
         found.append(checksums(root / "_build" / "smoke" / "_build" / "html"))
     for name, (one, other) in compared(*found).items():
         t.check(f"{name} differs", one == other)
