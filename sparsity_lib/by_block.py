@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparsity_lib import lm
+from sparsity_lib import lm, project
 from sparsity_lib.blocks import Blocks
+from sparsity_lib.errors import SparsityError
 from sparsity_lib.passes import Batch, Text, run_backward
 from sparsity_lib.progress import track
 from sparsity_lib.sites import find_sites
@@ -49,20 +50,19 @@ class ByBlock(Text):
     """Passes that read each block once: forward, and for gradients once more on the way back.
 
     For gradients, what arrives at each block is kept in temporary files, and each block's forward is run again on the way
-    back. Memory: the hidden states that arrive at one block, their gradients, and what one batch leaves in one block.
+    back. Memory: the hidden states that arrive at one block, their gradients, and what one batch leaves in one block. Disk: the
+    hidden states that arrive at all blocks; raises SparsityError where they find no room.
     """
 
     def run(self, needs_grad: bool = False, desc: str = "calibrating") -> None:
         if needs_grad and isinstance(self.stream[0], Tensor):
             lm.check_head(self.model)
-        with TemporaryDirectory(prefix="sparsity-") as folder, Blocks(self.model, self.stream, find_sites(self.model)) as blocks:
-            kept = Path(folder)
+        with project.scratch("sparsity-") as kept, Blocks(self.model, self.stream, find_sites(self.model)) as blocks:
             self.watching = not needs_grad  # with gradients, sites are to be seen on the way back, when these come by
             try:
                 for layer in track(range(len(blocks.blocks)), desc=desc, unit="block"):
                     if needs_grad:
-                        arriving = {str(i): each.contiguous() for i, each in enumerate(blocks.hidden)}
-                        save_file(arriving, kept / f"{layer}.safetensors")
+                        _write(blocks, kept / f"{layer}.safetensors")
                     blocks.advance()
                 self.watching = True
                 if needs_grad:
@@ -81,11 +81,32 @@ class ByBlock(Text):
             gradients.append(leaf.grad)
         for layer in track(range(len(blocks.blocks) - 1, -1, -1), desc=f"{desc}, back", unit="block"):
             file = kept / f"{layer}.safetensors"
-            found = load_file(file, device=str(self.device))
-            blocks.back([found[str(i)] for i in range(len(self.stream))])
+            blocks.back(_read(file, self.device))
             for number, gradient in enumerate(gradients):
                 leaf = blocks.choose(number, with_gradient=True)
                 with torch.enable_grad():
                     blocks.output(number).backward(gradient)
                 gradients[number] = leaf.grad
             file.unlink()
+
+
+def _write(blocks: Blocks, file: Path) -> None:
+    """Keep what arrives at the current block."""
+    try:
+        save_file({str(i): each.contiguous() for i, each in enumerate(blocks.hidden)}, file)
+    except (OSError, SafetensorError) as error:
+        needed = len(blocks.blocks) * sum(each.nbytes for each in blocks.hidden)
+        raise SparsityError(
+            f"cannot write the hidden states of block {blocks.layer} in {file.parent.parent}: {error}. All {len(blocks.blocks)} "
+            f"blocks take {needed:,} bytes. Fix: {project.ELSEWHERE}, or take less text.") from error
+
+
+def _read(file: Path, device: torch.device) -> list[Tensor]:
+    """What `_write` kept, batch by batch."""
+    try:
+        found = load_file(file, device=str(device))
+        return [found[str(i)] for i in range(len(found))]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise SparsityError(
+            f"cannot read back the hidden states in {file}: {error}. Fix: run it again, with TMPDIR=/a/folder in which nothing "
+            "removes or changes files that are in use.") from error

@@ -3,9 +3,10 @@
     python -m sparsity_lib.notebooks sweep claws density=0.3,0.5 model=smollm2-135m-instruct,gemma3-270m
 
 Where the runs take place, the environment says (see `sweep`). Each ends in a folder of its own, `runs/sweeps/CHAPTER/KEY/`:
-the executed notebook, its records (every number it reported, by name) and `sweep.json`, which says what was run. The key is made
-of the chapter's code, its parameters, the library's and the kept results' content, and the content of a local model's folder;
-so a folder that is there is what would be computed, and is not computed again. A model on a hub is known by its name alone.
+the executed notebook, its records (every number it reported, by name) and `sweep.json`, which says what was run and has a
+checksum of each file and of itself. The key is made of the chapter's code, its parameters, the library's and the kept results'
+content, and the content of a local model's folder; so a folder that is there and whole is what would be computed, and is not
+computed again. One that is damaged is, and gives way once that has succeeded. A model on a hub is known by its name alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,18 +24,20 @@ import nbformat
 
 from . import notebooks, parameters, project
 from . import sweep as sweeps
-from .errors import SparsityError
+from .errors import SparsityError, shown
 from .progress import bar
 
 #: Hexadecimal digits of a key.
 KEY = 16
+#: What says what was run, beside the notebook.
+ABOUT = "sweep.json"
 
 
 def sweep(name: str, pairs: list[str]) -> list[Path]:
     """Run what is missing, print a line for each combination, and return their folders, in order.
 
     `pairs` are 'parameter=value,value' texts, refused before anything runs where a value is not allowed. Raises SparsityError
-    as `sweep.run` does, and where a cell fails, naming it and the parameters.
+    as `sweep.run` does, where a cell fails, naming it and the parameters, and where runs/ cannot be written.
     """
     known = notebooks.parameters_of(name)
     source = notebooks.find(name).read_text()
@@ -46,17 +50,23 @@ def sweep(name: str, pairs: list[str]) -> list[Path]:
         facts = {**shared, "parameters": everything, "folders": _local(everything)}
         key = hashlib.sha256(sweeps.canonical(facts, f"parameters of {name}").encode()).hexdigest()[:KEY]
         folders[project.root() / "runs" / "sweeps" / name / key] = given, facts
-    missing = [folder for folder in folders if not folder.is_dir()]
+    missing = []
+    for folder, (_, facts) in folders.items():
+        damage = _damage(folder, facts)
+        if damage:
+            print(f"{folder.relative_to(project.root())} is damaged: {damage}. It is run again and replaced.", file=sys.stderr)
+        if damage != "":
+            missing.append(folder)
+    if missing:
+        project.refuse_unwritable(missing[0].parent)
     tasks = [sweeps.Task(_title(name, folders[folder][0]), partial(execute, name, source, folders[folder][0], shared["code"]))
              for folder in missing]
     with bar(total=len(folders), desc=name, unit="run") as progress:
         progress.update(len(folders) - len(missing))
 
         def keep(index: int, outcome: sweeps.Outcome) -> None:
-            facts = {**folders[missing[index]][1], "seconds": round(outcome.seconds, 1)}
-            project.write_folder(missing[index], {
-                f"{name}.ipynb": outcome.value["notebook"], "sweep.json": json.dumps(facts, indent=1, sort_keys=True) + "\n",
-                **{f"records/{file}": text for file, text in outcome.value["records"].items()}})
+            folder, facts = missing[index], folders[missing[index]][1]
+            project.write_folder(folder, _files(name, facts, outcome), whole=lambda path: _damage(path, facts) == "")
             progress.update(1)
 
         sweeps.run(tasks, keep, code=shared["code"])
@@ -65,15 +75,67 @@ def sweep(name: str, pairs: list[str]) -> list[Path]:
     return list(folders)
 
 
+def read(folder: Path) -> dict[str, Any]:
+    """What was run in a combination's folder: chapter, parameters, seconds, and files (name -> SHA-256), which are verified.
+
+    Raises SparsityError, saying which file is missing or is not what was written.
+    """
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+        if about.pop("sha256", None) != _seal(about):
+            raise SparsityError(f"{ABOUT} is not what was written")
+        for file, expected in about["files"].items():
+            if _checksum((folder / file).read_bytes()) != expected:
+                raise SparsityError(f"{file} is not what was written")
+        return about
+    except FileNotFoundError as error:
+        raise SparsityError(f"{Path(error.filename).relative_to(folder)} is missing") from None
+    except SparsityError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise SparsityError(f"{ABOUT} or a file that it lists cannot be read: {shown(error)}") from None
+
+
+def _damage(folder: Path, facts: Mapping[str, Any]) -> str | None:
+    """What is wrong with the folder of `facts`; nothing where it is whole, None where there is none."""
+    if not os.path.lexists(folder):
+        return None
+    try:
+        about = read(folder)
+    except SparsityError as error:
+        return str(error)
+    wanted = json.loads(sweeps.canonical(facts, "what is run"))
+    return "" if {key: about.get(key) for key in wanted} == wanted else "it is of another run"
+
+
+def _files(name: str, facts: Mapping[str, Any], outcome: sweeps.Outcome) -> dict[str, str]:
+    """Relative name -> text of all that a combination's folder holds."""
+    texts = {f"{name}.ipynb": outcome.value["notebook"],
+             **{f"records/{file}": text for file, text in outcome.value["records"].items()}}
+    sums = {file: _checksum(text.encode()) for file, text in texts.items()}
+    about = json.loads(sweeps.canonical({**facts, "seconds": round(outcome.seconds, 1), "files": sums}, "what was run"))
+    return {**texts, ABOUT: json.dumps({**about, "sha256": _seal(about)}, indent=1, sort_keys=True) + "\n"}
+
+
+def _seal(about: Mapping[str, Any]) -> str:
+    """Checksum of `sweep.json`, less itself."""
+    return _checksum(sweeps.canonical(about, ABOUT).encode())
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def execute(name: str, source: str, given: dict[str, Any], code: str) -> dict[str, Any]:
     """In a worker: run a chapter, whose file reads `source`, and return its notebook and records as texts.
 
-    Raises SparsityError for a cell that fails, and where the library is no longer `code`, under which the run would be filed.
+    Raises SparsityError for a cell that fails, where temporary files cannot be written, and where the library is no longer
+    `code`, under which the run would be filed.
     """
-    with tempfile.TemporaryDirectory(prefix="sparsity-sweep-") as place:
-        folder = Path(place)
+    with project.scratch("sparsity-sweep-") as folder:
         chapter, made, records = folder / f"{name}.ipynb", folder / "executed.ipynb", folder / "records"
-        chapter.write_text(source)
+        with project.writing(chapter, project.ELSEWHERE):
+            chapter.write_text(source)
         try:
             notebooks.papermill_into(made, chapter, given, records, progress=False)
         except SparsityError as error:

@@ -23,6 +23,7 @@ import nbformat
 
 from . import parameters, project
 from .errors import SparsityError, command_line, unknown
+from .errors import shown as cut
 from .progress import SWITCH as PROGRESS
 from .progress import shown, track
 from .records import SWITCH as RECORDS
@@ -45,9 +46,19 @@ def find(name: str) -> Path:
     return project.root() / "notebooks" / f"{name}.ipynb"
 
 
+def read(file: Path) -> nbformat.NotebookNode:
+    """A chapter's notebook; raises SparsityError where the file is damaged or cannot be read."""
+    try:
+        notebook = nbformat.read(file, as_version=4)
+        nbformat.validate(notebook)
+        return notebook
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, nbformat.ValidationError) as error:
+        raise SparsityError(f"{file} is no notebook that can be read ({cut(str(error))}). Fix: git checkout it.") from None
+
+
 def parameters_of(name: str) -> dict[str, parameters.Parameter]:
     """What a chapter lets its reader change (empty where it has no cell tagged `parameters`)."""
-    notebook = nbformat.read(find(name), as_version=4)
+    notebook = read(find(name))
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) > 1:
         raise SparsityError(f"{name}.ipynb has {len(tagged)} cells tagged 'parameters', and may have one.")
@@ -59,7 +70,8 @@ def run(name: str, pairs: list[str]) -> Path:
 
     `pairs` are 'parameter=value' texts, refused before anything runs where unknown, of the wrong type or
     out of range. The notebook gets its final name only when every cell has succeeded; until then (and after
-    a failure or Ctrl-C) it is `runs/*.partial.ipynb`. Returns the path of the finished notebook.
+    a failure or Ctrl-C) it is `runs/*.partial.ipynb`, and its numbers are kept with it or not at all. Returns the path of the
+    finished notebook.
     """
     known = parameters_of(name)
     given = parameters.read_assignments(pairs, known)
@@ -67,11 +79,11 @@ def run(name: str, pairs: list[str]) -> Path:
     digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:8]
     runs = project.root() / "runs"
     final, partial = runs / f"{name}-{digest}.ipynb", runs / f"{name}-{digest}.partial.ipynb"
-    runs.mkdir(exist_ok=True)
-    with project.only_one(runs / f"{name}-{digest}.lock", final.name):
-        papermill_into(partial, find(name), given, records=runs / "records" / f"{name}-{digest}",
-                       left=f"The cells up to there are in runs/{partial.name}.")
-        os.replace(partial, final)
+    with project.only_one(runs / f"{name}-{digest}.lock", final.name), project.scratch("sparsity-records-") as records:
+        papermill_into(partial, find(name), given, records, left=f"The cells up to there are in runs/{partial.name}.")
+        _keep(records, runs / "records" / f"{name}-{digest}")
+        with project.writing(final):
+            os.replace(partial, final)
     return final
 
 
@@ -79,9 +91,10 @@ def papermill_into(target: Path, source: Path, given: dict[str, Any], records: P
                    ) -> None:
     """Execute a notebook with these parameters into `target`, in the chapters' folder, its numbers into `records`.
 
-    Raises SparsityError with the failing cell's error, and `left`, which says what remains.
+    Raises SparsityError with the failing cell's error, and `left`, which says what remains; and where it cannot be written.
     """
     import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     bar = shown() if progress is None else progress  # the terminal's; inside the notebook bars are off, its outputs are kept
     with _environment({PROGRESS: "0", RECORDS: str(records)}):
@@ -93,6 +106,22 @@ def papermill_into(target: Path, source: Path, given: dict[str, Any], records: P
         except papermill.PapermillExecutionError as error:
             said = f"{source.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}"
             raise SparsityError(f"{said}\n{left}".rstrip()) from None
+        except (CellTimeoutError, DeadKernelError) as error:
+            raise SparsityError(f"{source.name} failed: {error}\n{left}".rstrip()) from None
+        except OSError as error:
+            raise _unwritten(source, target, error) from error
+
+
+def _unwritten(source: Path, target: Path, error: OSError) -> SparsityError:
+    """Build the error for a run that the system refused something: the notebook, or what a kernel needs beside it."""
+    return SparsityError(f"{source.name} cannot be run into {target}: {error}. Fix: free some space, and let that folder be "
+                         "written; for a temporary one, set TMPDIR=/folder/on/another/disk.")
+
+
+def _keep(records: Path, folder: Path) -> None:
+    """Copy what a finished run recorded to where it stays."""
+    for record in sorted(records.glob("*.json")):
+        project.write_atomic(folder / record.name, record.read_text())
 
 
 @contextlib.contextmanager
@@ -118,21 +147,21 @@ def refresh(chosen: list[str]) -> list[Path]:
     """
     files = [find(name) for name in chosen or names()]
     for file in track(files, desc="notebooks", unit="notebook"):
-        with tempfile.TemporaryDirectory(prefix="sparsity-records-") as records:
-            notebook = execute(file, Path(records))
+        with project.scratch("sparsity-records-") as records:
+            notebook = execute(file, records)
             refuse_paths(notebook, file.name)
-            for record in sorted(Path(records).glob("*.json")):
-                project.write_atomic(file.parent / "records" / record.name, record.read_text())
+            _keep(records, file.parent / "records")
             project.write_atomic(file, nbformat.writes(notebook) + "\n")
     return files
 
 
 def execute(file: Path, records: Path) -> nbformat.NotebookNode:
-    """A copy of a notebook, executed in a fresh kernel and cleaned; raises SparsityError on a failing cell."""
+    """A copy of a notebook, executed in a fresh kernel and cleaned; raises SparsityError on a failing cell, and where no kernel
+    can be started."""
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    notebook = nbformat.read(file, as_version=4)
+    notebook = read(file)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -145,6 +174,8 @@ def execute(file: Path, records: Path) -> nbformat.NotebookNode:
         client.execute(env=environment)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         raise SparsityError(f"{file.name} failed and was left as it was.\n{error}") from None
+    except OSError as error:
+        raise _unwritten(file, file, error) from error
     return _clean(notebook)
 
 
@@ -188,11 +219,13 @@ def prune_cache() -> bool:
     """
     folder = project.root()
     key, stamp = project.code_hash(folder, also=("results/**/*.json",)), folder / KEY
-    if stamp.exists() and stamp.read_text().strip() == key:
+    if stamp.exists() and stamp.read_text(errors="replace").strip() == key:
         return False
     stale = (folder / CACHE).exists()
-    stamp.unlink(missing_ok=True)
-    shutil.rmtree(folder / CACHE, ignore_errors=True)
+    with project.writing(folder / CACHE, "let it be written or remove it: it is outdated"):
+        stamp.unlink(missing_ok=True)
+        if stale:
+            shutil.rmtree(folder / CACHE)
     project.write_atomic(stamp, key + "\n")
     return stale
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from .errors import SparsityError
@@ -18,6 +18,8 @@ SWITCH = "SPARSITY_PROJECT"
 MARKS = ("_toc.yml", "pyproject.toml", "notebooks")
 #: What decides the numbers of a run.
 CODE = ("sparsity_lib/**/*", "kernels/**/*", "requirements.lock")
+#: The way around a disk without room for temporary files.
+ELSEWHERE = "free some space there or set TMPDIR=/folder/on/another/disk"
 
 
 def root() -> Path:
@@ -41,6 +43,30 @@ def root() -> Path:
     )
 
 
+@contextlib.contextmanager
+def writing(what: object, fix: str = "free some space or choose a folder that can be written") -> Iterator[None]:
+    """Turn what the system raises for a write inside (no space, no permission) into a SparsityError that names `what`."""
+    try:
+        yield
+    except SparsityError:
+        raise
+    except OSError as error:
+        raise SparsityError(f"cannot write {what}: {error.strerror or error}. Fix: {fix}.") from error
+
+
+@contextlib.contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A temporary folder, gone afterwards; raises SparsityError where none can be made."""
+    with writing("temporary files", ELSEWHERE):
+        parent = tempfile.gettempdir()
+    with writing(f"temporary files in {parent}", ELSEWHERE):
+        place = tempfile.mkdtemp(prefix=prefix, dir=parent)
+    try:
+        yield Path(place)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, a crash or a full disk never meets half of it.
 
@@ -48,49 +74,55 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise SparsityError(
-            f"cannot write {path.name} in {path.parent}: {error.strerror or error}. "
-            "Fix: free some space or choose a folder that can be written."
-        ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    with writing(f"{path.name} in {path.parent}"):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+            temporary = None
+        finally:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
 
 
-def write_folder(path: Path, files: Mapping[str, str]) -> None:
-    """Write a folder (relative name -> text) that is there whole or not at all; where it is already, it stays as it is.
+def write_folder(path: Path, files: Mapping[str, str], whole: Callable[[Path], bool] = Path.is_dir) -> None:
+    """Write a folder (relative name -> text) that is there whole or not at all.
 
-    Raises SparsityError where it cannot be written.
+    What is there already stays if it is `whole`. Else it gives way once all is written: a reader finds the old one, for a moment
+    none, then the new one. Raises SparsityError where it cannot be written.
     """
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        for name, text in files.items():
-            write_atomic(Path(temporary) / name, text)
-        os.chmod(temporary, 0o755)
-        os.rename(temporary, path)
-        temporary = None
-    except OSError as error:
-        if path.is_dir():
-            return  # another process was first
-        raise SparsityError(
-            f"cannot write {path}: {error.strerror or error}. Fix: free some space or choose a folder that can be written."
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+    place: str | None = None
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            place = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+            new = Path(place) / "new"
+            new.mkdir()
+            for name, text in files.items():
+                write_atomic(new / name, text)
+            if os.path.lexists(path) and not whole(path):
+                with contextlib.suppress(FileNotFoundError):  # another process has moved it
+                    os.rename(path, Path(place) / "old")
+            os.rename(new, path)
+        except OSError:
+            if not whole(path):  # else another process was first
+                raise
+        finally:
+            if place is not None:
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise SparsityError where a folder, which need not be there yet, is none that could be written: before hours of work."""
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        why = "you may not write there" if there.is_dir() else "it is no folder"
+        raise SparsityError(f"cannot write in {there}: {why}. Fix: let it be written, or work in a checkout that can be.")
 
 
 @contextlib.contextmanager
@@ -101,15 +133,13 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
     """
     import filelock
 
-    try:
+    with writing(f"in {lock.parent}"):
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = filelock.FileLock(lock, timeout=0)
-        held.acquire()
-    except filelock.Timeout:
-        raise SparsityError(f"{what} is being made by another process. Fix: wait for it.") from None
-    except OSError as error:
-        raise SparsityError(f"cannot write in {lock.parent}: {error.strerror or error}. "
-                            "Fix: free some space or choose a folder that can be written.") from error
+        try:
+            held.acquire()
+        except filelock.Timeout:
+            raise SparsityError(f"{what} is being made by another process. Fix: wait for it.") from None
     try:
         yield
     finally:

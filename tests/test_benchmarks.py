@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import random
+import tempfile
 
 import numpy as np
 import pytest
@@ -27,12 +28,21 @@ from sparsity_lib.evaluate.benchmarks import (
 )
 from sparsity_lib.evaluate.groups import GROUPS, resolve
 from sparsity_lib.evaluate.prefix_lm import PrefixLM
-from sparsity_lib.evaluate.tasks import MMLU_SUBJECTS, TASKS, stock_folder
+from sparsity_lib.evaluate.tasks import MMLU_SUBJECTS, TASKS, stock_folder, write_tasks
 
 FEW_SUBJECTS = ("mmlu_anatomy", "mmlu_moral_scenarios", "mmlu_us_foreign_policy")
 WRITTEN = tuple(name for name, task in TASKS.items() if task.writes)
 RANKED = tuple(name for name in TASKS if not name.startswith("mmlu_") and name not in WRITTEN) + FEW_SUBJECTS
 ONE_OF_EACH = RANKED + WRITTEN
+
+
+def test_task_files_without_room_are_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(SparsityError, match=f"cannot write piqa.yaml in {tmp_path}/file: .*Fix: "):
+        write_tasks(tmp_path / "file", ("piqa",))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(SparsityError, match=f"cannot write temporary files in {tmp_path}/gone: .*Fix: .*TMPDIR="):
+        load_tasks(["piqa"])
 
 
 def stock_task(name: str, monkeypatch: pytest.MonkeyPatch, shots: int = 0):

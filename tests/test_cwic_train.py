@@ -25,6 +25,7 @@ from sparsity_lib.cwic.adapters import add_adapters, merge_adapters
 from sparsity_lib.cwic.history import LOG
 from sparsity_lib.cwic.layers import CWICLinear
 from sparsity_lib.train import TrainRecipe
+from sparsity_lib.train.checkpoints import alone
 from sparsity_lib.train.packing import pack
 
 STEPS = 8
@@ -96,10 +97,6 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, mode):
     recipe = dataclasses.replace(RECIPE, mode=mode)
     whole, expected = run(recipe)
 
-    def stop(record, module):
-        if record.step == 5:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         run(recipe, checkpoints=tmp_path, every=2, on_step=stop)
     model, made = run(recipe, checkpoints=tmp_path, every=2)
@@ -109,8 +106,62 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, mode):
         return [dataclasses.replace(r, tokens_per_second=0.0) for r in history]
 
     assert told(made.history) == told(expected.history)
-    lines = (tmp_path / LOG).read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(STEPS))
+    assert steps(tmp_path) == list(range(STEPS))
+
+
+def stop(record, module):
+    if record.step == 5:
+        raise KeyboardInterrupt
+
+
+def steps(folder):
+    return [json.loads(line)["step"] for line in (folder / LOG).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 5, "lo', b"null\n", b"\xff\n", b"[" * 10**5, b'{"step": 5}'])
+def test_a_line_that_was_being_written_is_forgotten(tmp_path, torn):
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoints=tmp_path, every=2, on_step=stop)
+    lines = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
+    (tmp_path / LOG).write_bytes(b"".join(lines[:-1]) + torn)
+    _, made = run(checkpoints=tmp_path, every=2)
+    assert made.run.resumed == 4 and [r.step for r in made.history] == steps(tmp_path) == list(range(STEPS))
+
+
+def test_a_resumed_run_that_ends_at_once_loses_no_line(tmp_path, monkeypatch):
+    """Killed, or without room, where the log is put right; or refused, because another process is at it."""
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoints=tmp_path, every=2, on_step=stop)
+    before = (tmp_path / LOG).read_bytes()
+
+    for fault, kind, said in ((OSError(28, "No space left on device"), SparsityError, f"cannot write {LOG} in .*No space left"),
+                              (KeyboardInterrupt(), KeyboardInterrupt, None)):
+        with monkeypatch.context() as patch:
+            patch.setattr("sparsity_lib.project.os.fsync", lambda handle, fault=fault: (_ for _ in ()).throw(fault))
+            with pytest.raises(kind, match=said):
+                run(checkpoints=tmp_path, every=2)
+        assert (tmp_path / LOG).read_bytes() == before
+    with alone(tmp_path), pytest.raises(SparsityError, match="another process"):
+        run(checkpoints=tmp_path, every=2)
+    assert (tmp_path / LOG).read_bytes() == before and not list(tmp_path.glob("*.partial"))
+    run(checkpoints=tmp_path, every=2)
+    assert steps(tmp_path) == list(range(STEPS))
+
+
+def test_a_log_without_room_is_a_clear_error(tmp_path):
+    def fill(record, module):
+        if record.step == 4:
+            (tmp_path / LOG).rename(tmp_path / "so far")
+            (tmp_path / LOG).symlink_to("/dev/full")
+
+    with pytest.raises(SparsityError, match=f"cannot write {tmp_path / LOG}: No space left on device. Fix: .*last checkpoint"):
+        run(checkpoints=tmp_path, every=2, on_step=fill)
+    (tmp_path / "so far").replace(tmp_path / LOG)
+    assert run(checkpoints=tmp_path, every=2)[1].run.resumed == 4 and steps(tmp_path) == list(range(STEPS))
+    (tmp_path / LOG).unlink()
+    (tmp_path / LOG).mkdir()
+    with pytest.raises(SparsityError, match=f"cannot read {tmp_path / LOG}: Is a directory. Fix: "):
+        run(checkpoints=tmp_path, every=2)
 
 
 def test_checkpoints_of_another_run_or_model_are_refused(tmp_path):

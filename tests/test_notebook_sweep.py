@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import tempfile
 
 import nbformat
 import pytest
@@ -110,7 +112,7 @@ def quick(monkeypatch):
 
     def execute(name, source, given, code):
         calls.append(given)
-        return {"notebook": "{}", "records": {}}
+        return {"notebook": "{}" * 100, "records": {"demo.json": "{}"}}
 
     monkeypatch.setattr(notebook_sweep, "execute", execute)
     return calls
@@ -138,6 +140,101 @@ def test_what_decides_the_outcome_decides_whether_it_is_run_again(checkout, tmp_
     assert len(quick) == 11
 
 
+DAMAGES = {
+    "demo.ipynb is not": lambda folder: (folder / "demo.ipynb").write_bytes((folder / "demo.ipynb").read_bytes()[:100]),
+    "demo.ipynb is missing": lambda folder: (folder / "demo.ipynb").unlink(),
+    "records/demo.json is missing": lambda folder: shutil.rmtree(folder / "records"),
+    "records/demo.json is not": lambda folder: (folder / "records" / "demo.json").write_text("{ }"),
+    "sweep.json is missing": lambda folder: (folder / "sweep.json").unlink(),
+    "sweep.json is not": lambda folder: changed(folder, chapter="memo"),
+    "sweep.json is not ": lambda folder: changed(folder, sha256=None),  # of a version that sealed nothing
+    "sweep.json or a file": lambda folder: (folder / "sweep.json").write_bytes(b"\xff{"),
+    "sweep.json or a file ": lambda folder: (folder / "sweep.json").write_text("[" * 10**5),
+    "sweep.json or a file that": lambda folder: (shutil.rmtree(folder), folder.write_text("no folder")),
+    "it is of another run": lambda folder: (shutil.rmtree(folder), shutil.copytree(other(folder), folder)),
+}
+
+
+def changed(folder, **facts):
+    about = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps({**about, **facts}))
+
+
+def other(folder):
+    return next(path for path in folder.parent.iterdir() if path != folder)
+
+
+@pytest.mark.parametrize("said", DAMAGES)
+def test_a_folder_that_is_damaged_is_run_again_and_replaced(checkout, quick, capsys, said):
+    write(checkout, "print(density)")
+    folders = notebook_sweep.sweep("demo", ["density=0.3,0.5"])
+    before = {path.name: path.read_bytes() for path in folders[1].iterdir() if path.is_file()}
+    capsys.readouterr()
+    DAMAGES[said](folders[0])
+    assert notebook_sweep.sweep("demo", ["density=0.3,0.5"]) == folders and [each["density"] for each in quick] == [0.3, 0.5, 0.3]
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"runs/sweeps/demo/{folders[0].name} is damaged: {said.strip()}")
+    assert sorted(path.name for path in folders[0].iterdir()) == ["demo.ipynb", "records", "sweep.json"]
+    assert notebook_sweep.read(folders[0])["parameters"]["density"] == 0.3
+    assert {path.name: path.read_bytes() for path in folders[1].iterdir() if path.is_file()} == before
+    assert sorted(folders[0].parent.iterdir()) == sorted(folders), "nothing of the old one is left"
+    assert notebook_sweep.sweep("demo", ["density=0.3,0.5"]) == folders and len(quick) == 3
+
+
+def test_what_a_reader_adds_to_a_folder_does_no_harm(checkout, quick):
+    write(checkout, "print(density)")
+    folder, = notebook_sweep.sweep("demo", [])
+    (folder / "notes.txt").write_text("mine")
+    assert notebook_sweep.sweep("demo", []) == [folder] and len(quick) == 1 and (folder / "notes.txt").exists()
+
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("fault", ["cell", "disk"])
+def test_a_run_that_fails_takes_nothing_away(checkout, quick, monkeypatch, capsys, fault):
+    write(checkout, "print(density)")
+    folder, = notebook_sweep.sweep("demo", [])
+    (folder / "records" / "demo.json").unlink()
+    left = (folder / "demo.ipynb").read_bytes()
+    with monkeypatch.context() as patch:
+        if fault == "cell":
+            patch.setattr(notebook_sweep, "execute", lambda *_: (_ for _ in ()).throw(SparsityError("a cell failed")))
+        else:
+            patch.setattr(project.os, "fsync", full)
+        assert notebooks.main(["sweep", "demo"]) == 1
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and (fault == "cell" or "No space left on device. Fix: " in error)
+    assert (folder / "demo.ipynb").read_bytes() == left and list(folder.parent.iterdir()) == [folder]
+    assert notebooks.main(["sweep", "demo"]) == 0 and notebook_sweep.read(folder)
+
+
+def test_a_checkout_that_cannot_be_written_is_refused_before_anything_runs(checkout, quick, monkeypatch, capsys):
+    write(checkout, "print(density)")
+    (checkout / "runs").touch()
+    assert notebooks.main(["sweep", "demo"]) == 1
+    error, = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: cannot write in {checkout}/runs: it is no folder. Fix: ")
+    (checkout / "runs").unlink()
+    monkeypatch.setattr(project.os, "access", lambda path, mode: False)
+    assert notebooks.main(["sweep", "demo"]) == 1 and not quick and not (checkout / "runs").exists()
+    assert f"cannot write in {checkout}: you may not" in capsys.readouterr().err
+
+
+def test_a_full_disk_of_temporary_files_is_named(checkout, tmp_path, monkeypatch, capsys):
+    write(checkout, "print(density)")
+    monkeypatch.setattr("papermill.iorw.LocalHandler.write", full)
+    assert notebooks.main(["sweep", "demo", "density=0.3"]) == 1
+    error, = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: demo density=0.3: demo.ipynb cannot be run into /") and "No space left" in error
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert notebooks.main(["sweep", "demo", "density=0.3"]) == 1
+    error, = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: cannot write temporary files in {tmp_path}/gone: ") and "TMPDIR=" in error
+    assert not (checkout / "runs").exists()
+
+
 def test_a_library_that_changes_meanwhile_is_refused(checkout):
     write(checkout, "open('../sparsity_lib/a.py', 'w').write('three')")
     with pytest.raises(SparsityError, match="the library was changed while it ran"):
@@ -156,3 +253,31 @@ def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
     project.write_folder(path, {"x": "3"})
     assert (path / "x").read_text() == "1" and (path / "records" / "y.json").read_text() == "2"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_whole_gives_way(tmp_path, monkeypatch):
+    path, rename = tmp_path / "key", project.os.rename
+
+    def whole(folder):
+        return (folder / "x").is_file() and (folder / "x").read_text() != "torn"
+
+    path.mkdir()
+    (path / "x").write_text("torn")
+    project.write_folder(path, {"x": "1"}, whole)
+    project.write_folder(path, {"x": "2"}, whole)
+    assert (path / "x").read_text() == "1"
+
+    def overtaken(source, target):
+        """Another process replaces the folder just before."""
+        monkeypatch.setattr(project.os, "rename", rename)
+        project.write_folder(path, {"x": "3"}, whole)
+        rename(path, tmp_path / "theirs")  # and is in the middle of it again
+        try:
+            rename(source, target)
+        finally:
+            rename(tmp_path / "theirs", path)
+
+    (path / "x").write_text("torn")
+    monkeypatch.setattr(project.os, "rename", overtaken)
+    project.write_folder(path, {"x": "4"}, whole)
+    assert (path / "x").read_text() == "3" and list(tmp_path.iterdir()) == [path]

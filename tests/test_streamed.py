@@ -1,10 +1,12 @@
 """Models whose blocks stay on disk: the ordinary path's plans and numbers, one block in memory, bad checkpoints refused."""
 
 import json
+import tempfile
 
 import pytest
 import torch
 from core_tiny import VOCABULARY, inputs, outputs, tiny, tokens
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sparsity_lib import Plan, SparsityError, account, fit, fit_many, installed, load_model, observe, recipes, streamed
@@ -195,6 +197,38 @@ def test_memory_is_that_of_one_block_where_a_block_fails(tmp_path, monkeypatch):
     monkeypatch.setattr("sparsity_lib.assets.models._tokenizer", lambda *args, **kwargs: None)
     ordinary = load_model(str(tmp_path))[0]
     assert torch.equal(outputs(model), outputs(ordinary))
+
+
+def test_temporary_files_without_room_are_named(tmp_path, monkeypatch):
+    _, model = both(stored(tmp_path / "model"))
+    before, place = on_meta(model), tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    expected = fit(recipes.claws(0.5), model, ids=IDS)
+    assert list(place.iterdir()) == []
+    written, needed = [], 3 * IDS.numel() * 32 * 4
+
+    def full(tensors, file):
+        if len(written) == 2:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        written.append(file)
+        save_file(tensors, file)
+
+    def cut(tensors, file):
+        save_file(tensors, file)
+        file.write_bytes(file.read_bytes()[:-8])
+
+    for write, said in ((full, rf"block 2 in {place}: .*No space left.* All 3 blocks take {needed:,} bytes\. Fix: .*TMPDIR="),
+                        (cut, rf"cannot read back .* in {place}/.*2\.safetensors: .*Fix: .*TMPDIR=")):
+        monkeypatch.setattr("sparsity_lib.by_block.save_file", write)
+        with pytest.raises(SparsityError, match=said):
+            fit(recipes.claws(0.5), model, ids=IDS)
+        assert on_meta(model) == before and list(place.iterdir()) == []
+    monkeypatch.setattr("sparsity_lib.by_block.save_file", save_file)
+    same(fit(recipes.claws(0.5), model, ids=IDS), expected)
+    place.rmdir()
+    with pytest.raises(SparsityError, match=f"cannot write temporary files in {place}: .*Fix: .*TMPDIR="):
+        fit(recipes.claws(0.5), model, ids=IDS)
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gemma3"])

@@ -12,7 +12,7 @@ from book_checkout import ROOT, small_book
 
 from sparsity_lib import progress, results
 from sparsity_lib.errors import SparsityError, refuse
-from sparsity_lib.stress import base, builds, children, experiment, page, processes
+from sparsity_lib.stress import base, builds, children, experiment, page, processes, writers
 from sparsity_lib.stress.__main__ import main, said
 
 checkout = pytest.fixture(small_book)
@@ -43,7 +43,7 @@ def test_tests_run_as_trials_count_what_became_of_them(tmp_path):
     assert attempts.lost == 1, "a test that is no longer there"
     file.write_text("import pytest\ndef test_skipped(): pytest.skip('no extra')\n")
     with pytest.raises(base.NotHereError, match="test_skipped: no extra"):
-        processes.run(attempts, (str(file),))
+        processes.run(base.Attempts(work, "full", None), (str(file),))
 
 
 def test_builds_are_compared_file_by_file(tmp_path):
@@ -168,6 +168,13 @@ class TestCounting:
         assert "- `made-up` lost: a wrong result" in page.trials("inputs")
         assert page.summary() == ("1 trial with 7 attempts: 1 gave the right result, 1 were refused with a clear error, "
                                   "5 had another end")
+
+
+def test_a_writer_that_writes_nothing_is_noticed(tmp_path, monkeypatch):
+    """None stands for what an interruption may leave: expected of an undisturbed run, it would let everything pass."""
+    monkeypatch.setattr(writers, "WRITERS", (writers.Writer("made-up", lambda folder: None, lambda folder: None),))
+    with pytest.raises(AssertionError, match="made-up writes nothing"):
+        writers.undisturbed(tmp_path)
 
 
 class TestPage:

@@ -12,8 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from sparsity_lib import project
+from sparsity_lib.errors import SparsityError
+
 #: Name of the log in the folder of checkpoints: one JSON object a line and a step.
 LOG = "history.jsonl"
+#: The way out where a step's record cannot be written.
+AGAIN = "free some space or let it be written; the same call goes on from the last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -44,23 +49,33 @@ class History:
         self.callback = callback
         self.records: list[StepRecord] = []
         self._pieces: list[dict[str, Tensor | float | None]] = []
+        self._stale = False
         self._last = time.monotonic()
 
     def resume(self, step: int) -> None:
-        """Take over the records of steps before `step`, and forget those after: they are done again."""
+        """Take over the records of steps before `step`, and forget those after: they are done again.
+
+        The file itself is put right with the first piece, when no other run can be training into the folder.
+        """
         if self.path is None or not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            raise SparsityError(f"cannot read {self.path}: {error.strerror or error}. Fix: let it be read, or remove it; the "
+                                "records of steps before the last checkpoint are then lost.") from error
         self.records = [r for r in map(_parsed, lines) if r is not None and r.step < step]
-        if _first():
-            self.path.write_text("".join(json.dumps(asdict(r)) + "\n" for r in self.records), encoding="utf-8")
+        self._stale = True
 
     def piece(self, **values: Tensor | float | None) -> None:
         """What one accumulated piece of the current step gave."""
+        if self._stale and _first():
+            project.write_atomic(self.path, "".join(map(_line, self.records)))
+        self._stale = False
         self._pieces.append(values)
 
     def done(self, module: nn.Module, step: int) -> None:
-        """The step's update is made: write its record."""
+        """The step's update is made: write its record. Raises SparsityError where that cannot be written."""
         pieces, self._pieces = self._pieces, []
         mean = _mean(pieces)
         now = time.monotonic()
@@ -70,9 +85,10 @@ class History:
         self.records.append(record)
         if _first():
             if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(asdict(record)) + "\n")
+                with project.writing(self.path, AGAIN):
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    with self.path.open("a", encoding="utf-8") as file:
+                        file.write(_line(record))
             if self.callback is not None:
                 self.callback(record, module)
 
@@ -92,10 +108,14 @@ def _mean(pieces: list[dict[str, Tensor | float | None]]) -> dict[str, float | N
     return {**dict.fromkeys(pieces[0]), **dict(zip(names, table.tolist(), strict=True))}
 
 
+def _line(record: StepRecord) -> str:
+    return json.dumps(asdict(record)) + "\n"
+
+
 def _parsed(line: str) -> StepRecord | None:
     try:
         return StepRecord(**json.loads(line))
-    except (ValueError, TypeError):  # the line that a killed process was writing
+    except (ValueError, TypeError, RecursionError):  # the line that a killed process, or one with a full disk, was writing
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparsity_lib import project
 from sparsity_lib.checks import count
 from sparsity_lib.errors import refuse, unknown
 from sparsity_lib.evaluate.bench_result import (
@@ -125,7 +125,7 @@ def load_tasks(
     from sparsity_lib.evaluate.bench_quiet import quiet_lm_eval
 
     names = tuple(names)
-    with quiet_lm_eval(), tempfile.TemporaryDirectory(prefix="sparsity-tasks-") as folder:
+    with quiet_lm_eval(), project.scratch("sparsity-tasks-") as folder:
         manager = TaskManager(include_path=str(write_tasks(folder, names)), include_defaults=False)
         loaded = {name: manager.load(name)["tasks"][name] for name in track(names, "Loading benchmarks")}
         for name, task in loaded.items():

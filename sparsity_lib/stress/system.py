@@ -28,7 +28,7 @@ def _again(t: Attempts, writer: Writer, folder: Path, expected: object) -> None:
 def disk_full(t: Attempts) -> None:
     expected = undisturbed(t.folder)
     mounts.private()
-    for i in t.rounds(5, 60):
+    for i in t.rounds(len(WRITERS), 12 * len(WRITERS)):
         writer = WRITERS[i % len(WRITERS)]
         place = t.folder / f"disk {i}"
         mounts.disk(place, 1 << 22)
@@ -62,7 +62,7 @@ def no_permission(t: Attempts) -> None:
     for i in t.rounds(len(WRITERS), 2 * len(WRITERS)):
         writer = WRITERS[i % len(WRITERS)]
         folder = t.folder / f"{i}"
-        tiny.checkout(folder)
+        tiny.book(folder)
         before: object = None
         if i >= len(WRITERS):
             writer.write(folder)

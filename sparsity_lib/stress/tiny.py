@@ -62,6 +62,47 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
+def book(folder: Path) -> Path:
+    """A checkout with one chapter, `demo`, and its parameter `share`."""
+    import nbformat
+
+    from sparsity_lib import project
+
+    path = checkout(folder) / "notebooks" / "demo.ipynb"
+    if not path.exists():
+        new = nbformat.v4
+        cells = [new.new_code_cell("share: float = 0.5  # (0, 1] of it", metadata={"tags": ["parameters"]}, id="a")]
+        cells += [new.new_code_cell(f"share * {i}  # {'x' * 2000}", id=f"b{i}") for i in range(4)]
+        project.write_atomic(path, nbformat.writes(new.new_notebook(cells=cells)))
+    return folder
+
+
+def run_cells(pause: float = 0.0) -> None:
+    """Let papermill run a chapter's cells in this process: each takes a while, puts out its own text and records its length.
+
+    What is written, when and by whom, stays as it is. A kernel would take seconds to start, and is no part of what is tried.
+    """
+    import time
+
+    from nbformat.v4 import new_output
+    from papermill.engines import Engine, papermill_engines
+
+    from sparsity_lib.records import Records
+
+    class Here(Engine):
+        @classmethod
+        def execute_managed_notebook(cls, manager: Any, kernel_name: str, **options: Any) -> None:
+            records = Records("demo")
+            for number, cell in enumerate(manager.nb.cells):
+                manager.cell_start(cell, number)
+                time.sleep(pause)
+                cell.outputs = [new_output("stream", text=cell.source)]
+                records.add(f"length {number}", len(cell.source))
+                manager.cell_complete(cell, number)
+
+    papermill_engines.register(None, Here)
+
+
 def grid(checkpoint: Any, numbers: int = 6, pause: float = 0.0) -> tuple[list[Any], dict[str, Any], list[int]]:
     """An experiment of `results`: a few items, each of which takes a while if asked to."""
     import time

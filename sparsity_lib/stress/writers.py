@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from sparsity_lib import project, results
+from sparsity_lib import notebook_sweep, notebooks, project, records, results
 from sparsity_lib.assets import build, cache, fetch
 from sparsity_lib.cwic import CWICConfig, convert, load_thresholds, save_thresholds
 from sparsity_lib.plan import Plan
@@ -110,12 +111,53 @@ def _read_asset(folder: Path) -> Any:
     return files.tree(build.folder_of(ASSETS["tiny"]))
 
 
+def _open_book(folder: Path) -> None:
+    os.environ[project.SWITCH] = str(tiny.book(folder))
+    tempfile.tempdir = str(folder)  # a full disk is full for temporary files too, and what a kill leaves is swept away with it
+    tiny.run_cells(pause=0.004)
+
+
+def _chapter(folder: Path) -> None:
+    _open_book(folder)
+    notebooks.run("demo", ["share=0.3"])
+
+
+def _read_chapter(folder: Path) -> Any:
+    made = [path for path in (folder / "runs").glob("*.ipynb") if not path.name.endswith(".partial.ipynb")]
+    return [_outputs(path, folder / "runs" / "records" / path.stem) for path in made] or None
+
+
+#: Combinations of the sweep that is interrupted.
+SHARES = (0.3, 0.5)
+
+
+def _sweep(folder: Path) -> None:
+    _open_book(folder)
+    notebook_sweep.sweep("demo", [f"share={','.join(map(str, SHARES))}"])
+
+
+def _read_sweep(folder: Path) -> Any:
+    made = {}
+    for place in (folder / "runs" / "sweeps" / "demo").glob("[!.]*"):
+        share = notebook_sweep.read(place)["parameters"]["share"]
+        made[share] = _outputs(place / "demo.ipynb", place / "records")
+    return made if len(made) == len(SHARES) else None
+
+
+def _outputs(notebook: Path, kept: Path) -> Any:
+    """Cells and what they put out, without their times, and the numbers."""
+    cells = [(cell.source, [output.text for output in cell.outputs]) for cell in notebooks.read(notebook).cells]
+    return cells, {path.name: records.read(path) for path in sorted(kept.glob("*.json"))}
+
+
 WRITERS = (
     Writer("a fit and its plan", _plan, _read_plan),
     Writer("thresholds of a granular model", _thresholds, _read_thresholds),
     Writer("a training run with checkpoints", _training, _read_training),
     Writer("a run of results", _results, _read_results),
     Writer("the fetch of an asset", _asset, _read_asset),
+    Writer("a chapter's run", _chapter, _read_chapter),
+    Writer("a sweep of a chapter", _sweep, _read_sweep),
 )
 
 
@@ -128,4 +170,6 @@ def undisturbed(folder: Path) -> dict[str, Any]:
         place.mkdir(parents=True)
         writer.write(place)
         found[writer.name] = writer.read(place)
+        if found[writer.name] is None:
+            raise AssertionError(f"{writer.name} writes nothing that is found again: nothing could be missed")
     return found

@@ -14,6 +14,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsity_lib import project
 from sparsity_lib.errors import SparsityError
 
 #: The function that lm-eval calls for the documents of a task.
@@ -143,11 +144,13 @@ def task_yaml(task: BenchmarkTask) -> str:
 
 
 def write_tasks(folder: str | Path, names: tuple[str, ...] | None = None) -> Path:
-    """Write one YAML file a task into `folder` (made if missing), for lm-eval's `include_path`; returns the folder."""
+    """Write one YAML file a task into `folder` (made if missing), for lm-eval's `include_path`; returns the folder.
+
+    Raises SparsityError where it cannot be written.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for name in names or tuple(TASKS):
-        (folder / f"{name}.yaml").write_text(task_yaml(TASKS[name]), encoding="utf-8")
+        project.write_atomic(folder / f"{name}.yaml", task_yaml(TASKS[name]))
     return folder
 
 
