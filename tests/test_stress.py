@@ -237,6 +237,15 @@ class TestAudit:
         (line,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("test:"))
         assert [*line.partition("##")[0].split()[1:], "book"] == list(audit.TARGETS)
 
+    def test_packages_that_could_not_be_looked_up_are_not_said_to_be_safe(self, audit):
+        line = "x Dependency not found on PyPI and could not be audited: x (1)\n"
+        step = audit.Step("pip-audit", "passed", "")
+        assert audit.known(step, 3 * line, 3).outcome == "not possible here"
+        assert audit.known(step, line, 3) == audit.Step("pip-audit, 2 of 3 packages", "passed", "")
+        failed = audit.Step("pip-audit", "failed", "")
+        assert audit.known(failed, "connection refused", 3).outcome == "not possible here"
+        assert audit.known(failed, "Found 1 known vulnerability", 3).outcome == "failed"
+
     def test_a_step_keeps_all_that_it_printed_and_shows_the_end(self, audit, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(audit, "FOLDER", tmp_path)
         step = audit.run("Tests, all", [sys.executable, "-c", "print(*range(100), sep='\\n'); raise SystemExit(3)"])
