@@ -256,6 +256,6 @@ def _paper_counts(linears: tuple[Linear, ...], by_role: Mapping[str, float], den
     counts = {}
     for name, chosen in (("ffn", [x for x in linears if x.in_ffn]), ("linears", list(linears))):
         total = sum(x.weights for x in chosen)
-        left = sum(by_role.get(role, 0.0) for role in {x.role for x in chosen}) * dense
+        left = sum(by_role.get(role, 0.0) for role in dict.fromkeys(x.role for x in chosen)) * dense
         counts[name] = left / total if total else 0.0
     return counts

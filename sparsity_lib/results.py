@@ -81,9 +81,9 @@ def load(name: str) -> Result:
         raise SparsityError(f"there is no result {name!r}.{near} Fix: {make}")
     try:
         content = json.loads(path.read_text())
-        if content.keys() - {"sha256"} != {"name", "data", "manifest"}:
+        if content.keys() != {"name", "data", "manifest", "sha256"}:
             raise ValueError(f"it has {shown(sorted(content))}")
-        if content.pop("sha256", None) not in (_seal(content), None):  # results from before there were checksums have none
+        if content.pop("sha256", None) != _seal(content):
             raise ValueError("its content is not what its checksum says")
         if content["name"] != name or not isinstance(content["manifest"], dict):
             raise ValueError(f"it says it is {shown(content['name'])}")
@@ -129,7 +129,10 @@ class Checkpoint:
         return self.folder / f"{key[:32]}.json"
 
     def item(self, params: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-        """The stored value for `params`, or the one that `compute()` returns here, stored before it is returned."""
+        """The stored value for `params`, or the one that `compute()` returns here, stored before it is returned.
+
+        Here, and no other item beside it, whatever the environment says: what is timed needs that.
+        """
         return self._values([(params, compute)], 1)[0]
 
     def items(self, wanted: Sequence[tuple[Mapping[str, Any], Callable[[], Any]]]) -> list[Any]:
@@ -155,7 +158,7 @@ class Checkpoint:
                 found[path] = stored["value"]
                 self.reused_seconds += stored["seconds"]
                 self.reused += 1
-        order = list(missing)
+        order, before = list(missing), len(found)
 
         def keep(index: int, outcome: sweep.Outcome) -> None:
             path = order[index]
@@ -165,6 +168,8 @@ class Checkpoint:
             content = json.loads(canonical(content, f"item of {self.name}"))
             project.write_atomic(path, canonical({**content, "sha256": _seal(content)}, f"item of {self.name}"))
             found[path] = outcome.value
+            if len(order) > 1:
+                print(f"{self.name}: {len(found) - before} of {len(order)} items, this one {outcome.seconds:.0f} s", flush=True)
 
         sweep.run([sweep.Task(self._title(params), compute) for params, compute in missing.values()], keep, where, self._code)
         return [found[path] for path in paths]
@@ -173,8 +178,7 @@ class Checkpoint:
         """An item's file, where there is one that is whole, of these parameters, and of today's assets."""
         try:
             stored = json.loads(path.read_text())
-            # Items from before there were checksums have none. A damaged name must not pass for one of those.
-            sealed = stored.pop("sha256", None) in (_seal(stored), None)
+            sealed = stored.pop("sha256", None) == _seal(stored)
             whole = sealed and stored.keys() == {"params", "assets", "value", "code", "seconds"}
             same = whole and stored["params"] == json.loads(canonical(params, f"parameters of {self.name}"))
             assets = stored["assets"].items() if whole else ()
@@ -221,7 +225,10 @@ def make(name: str, experiments: Mapping[str, Experiment]) -> Path:
 
 def _make(name: str, experiment: Experiment, checkpoint: Checkpoint, assets: Mapping[str, str]) -> Path:
     start = time.monotonic()
-    data, params, seeds = experiment(checkpoint)
+    try:
+        data, params, seeds = experiment(checkpoint)
+    finally:
+        sweep.let_go()  # of its models: another experiment may follow in this process
     extra = {"code": sorted(code[:16] for code in checkpoint.codes), "resumed_items": checkpoint.reused}
     path = save(
         name, data, params=params, seeds=seeds, command=f"make results R={name}",

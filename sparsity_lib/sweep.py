@@ -29,7 +29,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from functools import wraps
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from . import project
 from .errors import SparsityError, refuse
@@ -38,6 +39,9 @@ from .errors import SparsityError, refuse
 WORKERS, CLUSTER = "SPARSITY_WORKERS", "SPARSITY_CLUSTER"
 #: Runs of a task after the first, where its worker dies: as many as Dask's own `allowed-failures`.
 RETRIES = 3
+Opened = TypeVar("Opened")
+#: What was opened last, by the function that did and its arguments: one entry at most.
+_open: dict[tuple[Callable, str], Any] = {}
 _ADDRESS = re.compile(r"(tcp|tls)://([^\s/:\[\]]+|\[[0-9a-fA-F:]+\]):\d{1,5}")
 
 
@@ -186,6 +190,27 @@ def _check(task: Task) -> None:
             f"{task.name} cannot be sent to another process: {error}. "
             "Fix: make it a function of a module, or a partial of one over plain data."
         ) from None
+
+
+def kept_open(make: Callable[..., Opened]) -> Callable[..., Opened]:
+    """Decorator of what opens a model by plain data: it stays open for the tasks that follow, in this process.
+
+    One is open at a time, whoever opened it, and is let go of before the next: memory need not hold two.
+    """
+    @wraps(make)
+    def opened(*given: Any) -> Opened:
+        key = make, canonical(given, f"what {make.__name__} opens")
+        if key not in _open:
+            let_go()
+            _open[key] = make(*given)
+        return _open[key]
+
+    return opened
+
+
+def let_go() -> None:
+    """Forget what `kept_open` keeps, as at the end of a sweep."""
+    _open.clear()
 
 
 def alone() -> None:

@@ -21,6 +21,9 @@ class Checkpoint:
         self.seen.append(params)
         return compute()
 
+    def items(self, wanted):
+        return [self.item(params, compute) for params, compute in wanted]
+
 
 def tied():
     """A model whose head's weights are its embeddings too."""

@@ -49,7 +49,7 @@ def test_every_method_has_a_look_and_reaches_the_share_it_is_asked_for(bench, me
 
 
 def test_the_experiment_has_an_item_a_model_and_method(bench, monkeypatch):
-    monkeypatch.setattr(compare_quality, "bench_for", lambda loaded, name, text: bench)
+    monkeypatch.setattr(compare_quality, "bench_for", lambda name, text: bench)
     monkeypatch.setattr(compare_quality, "EVERY_METHOD", ("cats", "wanda"))
     monkeypatch.setattr(compare_quality, "SHARES", (0.1,))
     monkeypatch.setattr(compare_quality, "EVERY", dict.fromkeys(common.MODELS, 2))
@@ -60,8 +60,9 @@ def test_the_experiment_has_an_item_a_model_and_method(bench, monkeypatch):
     assert set(data[common.MODELS[1]]["methods"]) == {"cats", "wanda"}  # no thresholds were trained for it
 
 
-def test_granular_models_are_measured_as_the_rest(bench):
-    found = compare_quality.granular({"tiny": bench}, {"model": "tiny", "text": {}, "shares": (0.5, 0.667), "every": 1})
+def test_granular_models_are_measured_as_the_rest(bench, monkeypatch):
+    monkeypatch.setattr(compare_quality, "bench_for", lambda name, text: bench)
+    found = compare_quality.granular({"model": "tiny", "text": {}, "shares": (0.5, 0.667), "every": 1})
     plain = compare_quality.measured(bench, bench.points("teal", (0.2,)), 1)
     assert found["dense"] == plain["dense"] and found["ids"] == plain["ids"]
     first, second = found["points"]
@@ -144,7 +145,7 @@ def small_search(bench, monkeypatch):
                         "TEXT": {"sequences": 3, "length": 16},
                         "AROUND": (0.1, 0.2, 0.3), "BLOCKS": tuple(compare_search.BLOCKS[i] for i in (0, 3, 8, 12, 13))}.items():
         monkeypatch.setattr(compare_search, name, value)
-    monkeypatch.setattr(compare_search, "bench_for", lambda loaded, name, text: bench)
+    monkeypatch.setattr(compare_search, "bench_for", lambda name, text: bench)
 
 
 def test_the_search_looks_at_calibration_text_only(bench, small_search, monkeypatch):
@@ -153,7 +154,7 @@ def test_the_search_looks_at_calibration_text_only(bench, small_search, monkeypa
     own, roles = texts.token_sequences, []
     monkeypatch.setattr(texts, "token_sequences", lambda tokenizer, role, **o: roles.append(role) or own(tokenizer, role, **o))
     bench.ids = None  # the evaluation text
-    rows = compare_search.searched(Checkpoint(), common.MODELS[0])
+    rows = compare_search.searched(Checkpoint())[common.MODELS[0]]
     assert rows and set(roles) == {"calibration"} and bench.ids is None
 
 
@@ -198,12 +199,12 @@ def test_the_defaults_are_what_the_kept_search_chose():
 
 
 def test_protocol_changes_one_thing_at_a_time(bench, monkeypatch):
-    monkeypatch.setattr(compare_protocol, "bench_for", lambda loaded, name, text: bench)
+    monkeypatch.setattr(compare_protocol, "bench_for", lambda name, text: bench)
     found = {}
     for method in ("teal", "griffin"):
         changes = [{"token_share": share} for share in (1.0, 0.5, 0.25) if method == "teal" or share < 1]
         params = {"model": "tiny", "method": method, "share": 0.1, "effect": "tokens", "changes": changes, "text": {}, "every": 1}
-        found[method] = compare_protocol.measure({}, params)
+        found[method] = compare_protocol.measure(params)
     whole, half, quarter = found["teal"]
     assert half["shares"]["skipped"] == pytest.approx(whole["shares"]["skipped"] / 2, rel=0.2)
     assert sum(whole["quality"]["kl"]) > sum(half["quality"]["kl"]) > sum(quarter["quality"]["kl"]) > 0
@@ -212,7 +213,7 @@ def test_protocol_changes_one_thing_at_a_time(bench, monkeypatch):
 
 
 def test_the_usual_protocol_begins_every_effect_and_is_measured_once(monkeypatch):
-    monkeypatch.setattr(compare_protocol, "measure", lambda loaded, params: [
+    monkeypatch.setattr(compare_protocol, "measure", lambda params: [
         {"change": change, "measured": (params["effect"], str(change))} for change in params["changes"]])
     checkpoint = Checkpoint()
     data, _, _ = compare_protocol.run(checkpoint)
@@ -237,8 +238,9 @@ def test_all_methods_of_a_share_are_timed_in_the_same_rounds_or_refused_by_name(
     methods = ("cats", "teal_head", "larosa_head", "griffin", "gaussian", "rsparse", "wanda", "spread")
     params = {"model": "tiny", "share": 0.1, "methods": methods, "trained": [0.5], "prompt": 8, "builds": 2, "candidate": BEST,
               "head_every": 1, "costs": {"tokens": 32, "length": 16, "seed": 1}, "calibration": {"tokens": 64, "length": 16}}
+    monkeypatch.setattr(compare_speed, "bench_for", lambda name, text: bench)
     made = {}
-    rows = {row["method"]: row for row in compare_speed.together({"tiny": bench}, made, params)}
+    rows = {row["method"]: row for row in compare_speed.together(made, params)}
     assert list(rows) == [*methods, "cwic"]
     for method in ("cats", "teal_head", "larosa_head", "griffin", "gaussian", "rsparse", "spread", "cwic"):
         found = rows[method]
@@ -248,7 +250,7 @@ def test_all_methods_of_a_share_are_timed_in_the_same_rounds_or_refused_by_name(
         assert less or method in ("larosa_head", "rsparse", "spread")  # what is as wide as these layers reads more than it saves
         assert found["skipped"] == pytest.approx(0.1, abs=0.04) or method == "cwic"  # of a token that is decoded
     assert "reason" in rows["wanda"]
-    again = {row["method"]: row for row in compare_speed.together({"tiny": bench}, made, {**params, "share": 0.9, "trained": []})}
+    again = {row["method"]: row for row in compare_speed.together(made, {**params, "share": 0.9, "trained": []})}
     assert "cannot be skipped" in again["cats"]["reason"] and len(fits) == len(set(fits)) == len(methods) - 1
     assert [compare_speed.asked(m, 0.2) for m in ("griffin", "cats", "larosa_head", "wanda", "spread")] == [0.1, *[0.2] * 4]
 
@@ -257,7 +259,7 @@ BEST = {"rotate": "ffn", "score": "magnitude", "head": "refined", "allocation": 
 
 
 def test_tasks_are_scored_for_the_dense_model_and_every_method(bench, monkeypatch):
-    monkeypatch.setattr(compare_tasks, "bench_for", lambda loaded, name, text: bench)
+    monkeypatch.setattr(compare_tasks, "bench_for", lambda name, text: bench)
     monkeypatch.setattr(compare_tasks, "run_benchmarks", lambda *a, **k: type("R", (), {"to_dict": lambda self: {"n": 1}})())
     monkeypatch.setattr(compare_granular, "run_benchmarks", compare_tasks.run_benchmarks)
     monkeypatch.setattr(compare_tasks, "METHODS", ("cats", "spread"))
@@ -276,7 +278,7 @@ def test_tasks_are_scored_for_the_dense_model_and_every_method(bench, monkeypatc
 
 
 def test_many_documents_are_scored_for_the_best_of_each_kind(bench, monkeypatch):
-    monkeypatch.setattr(compare_tasks, "bench_for", lambda loaded, name, text: bench)
+    monkeypatch.setattr(compare_tasks, "bench_for", lambda name, text: bench)
     asked = []
     monkeypatch.setattr(compare_tasks, "run_benchmarks", lambda *a, **k: asked.append((a[2], k["limit"])) or type(
         "R", (), {"to_dict": lambda self: {"n": 1}})())

@@ -80,9 +80,9 @@ def test_the_kept_preview_has_the_least_divergence_on_calibration_text(bench, mo
 def test_every_rival_is_measured_once_a_model(bench, monkeypatch):
     text = {"tokens": 32, "length": 16, "seed": 1}
     for module, values in ((compare_search, {"COSTS": text, "JUDGED": text, "FITTED": text, "SHARES": (0.3,),
-                                             "bench_for": lambda loaded, name, text: bench}),
+                                             "bench_for": lambda name, text: bench}),
                            (compare_rivals, {"COSTS": text, "JUDGED": text, "SHARES": (0.3, 0.5), "PREVIEWS": (0.25,),
-                                             "bench_for": lambda loaded, name, text: bench})):
+                                             "bench_for": lambda name, text: bench})):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
     best = {"rotate": "head", "score": "magnitude", "head": "refined", "refine": 0.05, "allocation": "spread"}

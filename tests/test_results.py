@@ -9,7 +9,7 @@ import numpy
 import pytest
 import sweep_tasks
 
-from sparsity_lib import machine, project, results
+from sparsity_lib import machine, project, results, sweep
 from sparsity_lib.errors import SparsityError
 
 
@@ -157,6 +157,22 @@ def test_items_are_computed_by_several_processes_and_kept(checkout, tmp_path_fac
     monkeypatch.setenv("SPARSITY_WORKERS", "many")
     with pytest.raises(SparsityError, match="SPARSITY_WORKERS"):
         checkpoint.items(wanted)
+
+
+def test_an_experiment_says_how_far_it_is_and_leaves_no_model_open(checkout, capsys):
+    opened = sweep.kept_open(lambda name: name.upper())
+
+    def run(checkpoint, ends=True):
+        checkpoint.item({"n": 0}, lambda: 0)
+        found = checkpoint.items([({"n": n}, partial(int, n)) for n in range(3)])
+        assert opened("a") == "A" and sweep._open and ends
+        return found, {}, []
+
+    with pytest.raises(AssertionError):
+        results.make("grid", {"grid": partial(run, ends=False)})
+    assert not sweep._open and capsys.readouterr().out.splitlines() == [f"grid: {n} of 2 items, this one 0 s" for n in (1, 2)]
+    results.make("grid", {"grid": run})
+    assert not sweep._open and not capsys.readouterr().out and results.load("grid").data == [0, 1, 2]
 
 
 @pytest.mark.parametrize("harm", ["params", "value", "flip", "key"])

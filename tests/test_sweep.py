@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+import weakref
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -148,6 +149,34 @@ def test_here_one_after_another_until_one_fails(log):
     assert squares(found) == {0: 0, 1: 1} and str(error) == "no value for 2" and not runs(log, 3)
     assert found[0][0]["process"] == os.getpid()
     assert kept([]) == ({}, None)
+
+
+def test_one_model_is_open_at_a_time_whoever_opened_it():
+    opened = []
+
+    class Model:
+        def __init__(self, name):
+            assert not any(reference() for reference in opened), "memory holds the last one still"
+            self.name = name
+            opened.append(weakref.ref(self))
+
+    @sweep.kept_open
+    def one(name, text):
+        return Model(name)
+
+    @sweep.kept_open
+    def other(name, text):
+        return Model(name)
+
+    text = {"sequences": 2, "length": 8}
+    assert one("a", text) is one("a", dict(text)) and len(opened) == 1
+    for make, given in ((one, ("a", {**text, "length": 9})), (other, ("a", text)), (one, ("b", text)), (one, ("a", text))):
+        before = len(opened)
+        assert make(*given).name == given[0] and make(*given) is make(*given) and len(opened) == before + 1
+    sweep.let_go()
+    assert not any(reference() for reference in opened)
+    with pytest.raises(SparsityError, match="what one opens"):
+        one(Model, text)
 
 
 def test_processes_share_the_cores_and_lose_nothing(log, monkeypatch):

@@ -26,15 +26,14 @@ LIMITS = {"avg5": 150, "mmlu": 10}
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a method and seed: losses, quality and benchmark scores after recovery."""
+    wanted = [{"model": MODEL, "method": method, "seed": seed, "density": DENSITY, "recipe": RECIPE, "text": TEXT, "dtype": DTYPE,
+               "limits": LIMITS, "calibration": common.CALIBRATION} for seed in SEEDS for method in METHODS]
     data: dict[str, Any] = {method: {} for method in METHODS}
-    for seed in SEEDS:
-        for method in METHODS:
-            params = {"model": MODEL, "method": method, "seed": seed, "density": DENSITY, "recipe": RECIPE, "text": TEXT,
-                      "dtype": DTYPE, "limits": LIMITS, "calibration": common.CALIBRATION}
-            found = checkpoint.item(params, partial(_recover, params))
-            data[method][str(seed)] = found
-            mmlu = BenchmarkResult.from_dict(found["mmlu"]).score("mmlu").mean
-            print(f"{method} seed {seed}: KL {found['losses'][0]:.3f} -> {found['losses'][-1]:.3f}, MMLU {mmlu:.3f}", flush=True)
+    for params, found in zip(wanted, checkpoint.items([(params, partial(_recover, params)) for params in wanted]), strict=True):
+        method, seed, losses = params["method"], params["seed"], found["losses"]
+        data[method][str(seed)] = found
+        mmlu = BenchmarkResult.from_dict(found["mmlu"]).score("mmlu").mean
+        print(f"{method} seed {seed}: KL {losses[0]:.3f} -> {losses[-1]:.3f}, MMLU {mmlu:.3f}", flush=True)
     return data, {"model": MODEL, "density": DENSITY, "recipe": RECIPE, "text": TEXT, "dtype": DTYPE,
                   "limits": LIMITS}, list(SEEDS)
 

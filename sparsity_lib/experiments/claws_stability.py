@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from sparsity_lib.analysis import spearman
-from sparsity_lib.assets.models import load_model
 from sparsity_lib.assets.texts import sources
 from sparsity_lib.evaluate.quality import evaluate
 from sparsity_lib.experiments import common
@@ -30,12 +29,12 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
     sets = [{"tokens": size, "source": None, "seed": 0} for size in SIZES]
     sets += [{"tokens": 4096, "source": None, "seed": seed} for seed in SEEDS[1:]]
     sets += [{"tokens": 4096, "source": source, "seed": 0} for source in sources("calibration")]
-    loaded: dict[str, Any] = {}
-    found = []
-    for calibration in sets:
-        params = {"model": MODEL, "variants": VARIANTS, "density": DENSITY, "text": TEXT, "length": LENGTH, **calibration}
-        found.append({**calibration, **checkpoint.item(params, partial(_measure, loaded, params))})
-        print(calibration, {v: round(found[-1]["kl"][v][0], 4) for v in VARIANTS}, flush=True)
+    wanted = [{"model": MODEL, "variants": VARIANTS, "density": DENSITY, "text": TEXT, "length": LENGTH, **calibration}
+              for calibration in sets]
+    items = checkpoint.items([(params, partial(_measure, params)) for params in wanted])
+    found = [{**calibration, **item} for calibration, item in zip(sets, items, strict=True)]
+    for calibration, item in zip(sets, found, strict=True):
+        print(calibration, {v: round(item["kl"][v][0], 4) for v in VARIANTS}, flush=True)
     reference = next(f for f in found if f["tokens"] == SIZES[-1])["saliency"]
     for item in found:
         own = item.pop("saliency") if item["tokens"] != SIZES[-1] else item["saliency"]
@@ -45,15 +44,12 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
     return found, {"model": MODEL, "variants": VARIANTS, "sizes": SIZES, "density": DENSITY, "text": TEXT}, list(SEEDS)
 
 
-def _measure(loaded: dict, params: dict) -> dict:
-    if not loaded:
-        model, tokenizer = load_model(params["model"])
-        loaded.update(model=model, tokenizer=tokenizer, ids=common.evaluation_ids(tokenizer, **params["text"]))
-    model = loaded["model"]
+def _measure(params: dict) -> dict:
+    model, tokenizer = common.in_float32(params["model"])
     recipes = [claws(params["density"], variant=v) for v in params["variants"]]
     calibration = {name: params[name] for name in ("tokens", "source", "seed", "length")}
-    plans = dict(zip(params["variants"], fit_many(recipes, model, loaded["tokenizer"], **calibration), strict=True))
-    quality = evaluate(model, plans, loaded["ids"])
+    plans = dict(zip(params["variants"], fit_many(recipes, model, tokenizer, **calibration), strict=True))
+    quality = evaluate(model, plans, common.evaluation_ids(tokenizer, **params["text"]))
     return {
         "kl": {v: quality[v].divergence().to_json() for v in plans},
         "saliency": {v: _stacked(plan) for v, plan in plans.items()},

@@ -3,23 +3,55 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparsity_lib.assets.models import load_model
 from sparsity_lib.assets.texts import token_sequences
 from sparsity_lib.fit import fit_many
 from sparsity_lib.methods import METHODS, VARIANTS, claws
 from sparsity_lib.methods.larosa import density_for_share, larosa
 from sparsity_lib.plan import Plan
 from sparsity_lib.recipe import Recipe
+from sparsity_lib.sweep import kept_open
 
 MODELS = ("smollm2-135m-instruct", "gemma3-270m")
 DENSITIES = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 #: Calibration: 16 sequences of 512 tokens from all calibration sources, the same for every method.
 CALIBRATION = {"tokens": 8192, "length": 512, "seed": 0}
+
+
+class Opened:
+    """A model calibrated in float32 (`fitted`) and run in the dtype of a table (`model`), and its tokenizer."""
+
+    def __init__(self, name: str, dtype: str) -> None:
+        self.fitted, self.tokenizer = load_model(name)
+        self.model, _ = load_model(name, dtype=dtype_named(dtype))
+        self._last: tuple[str, Any] = ("", None)
+
+    def once(self, made_from: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, kept until something made from other (plain) data is asked for: items that follow share it."""
+        key = json.dumps(made_from, sort_keys=True)
+        if self._last[0] != key:
+            self._last = (key, make())
+        return self._last[1]
+
+
+@kept_open
+def opened(name: str, dtype: str) -> Opened:
+    """The one that is kept open for the items that follow."""
+    return Opened(name, dtype)
+
+
+@kept_open
+def in_float32(name: str) -> tuple[nn.Module, Any]:
+    """A model and its tokenizer, kept open likewise where it runs as it is calibrated."""
+    return load_model(name)
 
 
 def recipe_at(method: str, density: float, model: nn.Module) -> Recipe:
@@ -76,6 +108,6 @@ def describe(plan: Plan) -> Mapping:
 
 
 __all__ = [
-    "CALIBRATION", "DENSITIES", "MODELS", "VARIANTS", "describe", "dtype_named", "evaluation_ids", "fingerprint", "fit_methods",
-    "recipe_at", "skipped_by_gate",
+    "CALIBRATION", "DENSITIES", "MODELS", "VARIANTS", "Opened", "describe", "dtype_named", "evaluation_ids", "fingerprint",
+    "fit_methods", "in_float32", "opened", "recipe_at", "skipped_by_gate",
 ]

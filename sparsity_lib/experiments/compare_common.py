@@ -5,7 +5,6 @@ What a rotation reads for every token counts as read here: its budget buys as ma
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -28,6 +27,7 @@ from sparsity_lib.passes import Text
 from sparsity_lib.plan import Plan
 from sparsity_lib.recipe import Recipe
 from sparsity_lib.sites import SiteMap, find_sites
+from sparsity_lib.sweep import kept_open
 from sparsity_lib.weights import WeightPruning, input_rms, pruned_weights
 
 #: Methods whose masks are taken at the gate, at the inputs of linears, at these and the head; what prunes weights.
@@ -99,24 +99,13 @@ def _widths(recipe: Recipe, model: nn.Module) -> dict[str, int]:
     return Plan.empty(recipe, model).widths
 
 
-class Bench:
+class Bench(common.Opened):
     """A model fitted in float32 and run in bfloat16, on one evaluation text."""
 
     def __init__(self, name: str, text: Mapping[str, int]) -> None:
-        from sparsity_lib.assets.models import load_model
-
+        super().__init__(name, DTYPE)
         self.name = name
-        self.fitted, self.tokenizer = load_model(name)
-        self.model, _ = load_model(name, dtype=common.dtype_named(DTYPE))
         self.ids = common.evaluation_ids(self.tokenizer, **text)
-        self._last: tuple[str, Any] = ("", None)
-
-    def once(self, made_from: Any, make: Callable[[], Any]) -> Any:
-        """What `make` gives, kept until something made from other (plain) data is asked for: items that follow share it."""
-        key = json.dumps(made_from, sort_keys=True)
-        if self._last[0] != key:
-            self._last = (key, make())
-        return self._last[1]
 
     def counting_ids(self) -> Tensor:
         """A little calibration text, for shares that have to be counted."""
@@ -201,9 +190,7 @@ def points_of(wanted: Sequence[tuple[float, Recipe | str]], plans: Iterable[Plan
             else Point(share, None, {"reason": recipe}) for share, recipe in wanted]
 
 
-def bench_for(loaded: dict[str, Bench], name: str, text: Mapping[str, int]) -> Bench:
+@kept_open
+def bench_for(name: str, text: Mapping[str, int]) -> Bench:
     """The one bench that is kept open."""
-    if name not in loaded:
-        loaded.clear()
-        loaded[name] = Bench(name, text)
-    return loaded[name]
+    return Bench(name, text)

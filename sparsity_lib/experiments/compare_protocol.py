@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsity_lib.assets.texts import sources
 from sparsity_lib.experiments import common
-from sparsity_lib.experiments.compare_common import DTYPE, Bench, Point, bench_for
+from sparsity_lib.experiments.compare_common import DTYPE, Point, bench_for
 from sparsity_lib.experiments.compare_quality import measured
 from sparsity_lib.experiments.scap_grid import EVERY
 
@@ -39,37 +39,40 @@ def usual(change: Mapping[str, Any]) -> bool:
     return change.get("token_share", 1.0) == 1 and {**common.CALIBRATION, **change.get("calibration", {})} == common.CALIBRATION
 
 
+def effects(method: str) -> dict[str, list[dict[str, Any]]]:
+    """The settings of a method: all, but for GRIFFIN only the shares of tokens that leave it a prompt."""
+    if method != "griffin":
+        return settings()
+    return {"tokens": [each for each in settings()["tokens"] if each["token_share"] < 0.9]}
+
+
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
-    """One item a model, method and effect; GRIFFIN under the shares of tokens that leave it a prompt.
+    """One item a model, method and effect.
 
     The usual protocol, with which every effect begins, is measured with the first of them only.
     """
-    data: dict[str, Any] = {}
+    wanted = []
     for name in common.MODELS:
-        loaded: dict[str, Bench] = {}
         for method in (*METHODS, "griffin"):
-            first: dict[str, Any] | None = None
-            for effect, changes in settings().items():
-                if method == "griffin":
-                    if effect != "tokens":
-                        continue
-                    changes = [each for each in changes if each["token_share"] < 0.9]
-                own = [change for change in changes if first is None or not usual(change)]
-                params = {"model": name, "method": method, "share": SHARE[name], "effect": effect, "changes": own,
-                          "text": TEXT, "every": EVERY[name], "dtype": DTYPE, "calibration": common.CALIBRATION}
-                found = checkpoint.item(params, partial(measure, loaded, params))
-                if len(own) < len(changes):
-                    found = [{**first, "change": changes[0]}, *found]
-                first = found[0] if usual(changes[0]) else None
-                data.setdefault(name, {}).setdefault(method, {})[effect] = found
-                print(f"{name} {method} {effect} done", flush=True)
+            for effect, changes in effects(method).items():
+                own = [change for change in changes if effect == next(iter(settings())) or not usual(change)]
+                wanted.append({"model": name, "method": method, "share": SHARE[name], "effect": effect, "changes": own,
+                               "text": TEXT, "every": EVERY[name], "dtype": DTYPE, "calibration": common.CALIBRATION})
+    items = checkpoint.items([(params, partial(measure, params)) for params in wanted])
+    data: dict[str, Any] = {}
+    for params, found in zip(wanted, items, strict=True):
+        known = data.setdefault(params["model"], {}).setdefault(params["method"], {})
+        changes = effects(params["method"])[params["effect"]]
+        if len(params["changes"]) < len(changes):
+            found = [{**next(iter(known.values()))[0], "change": changes[0]}, *found]
+        known[params["effect"]] = found
     return data, {"methods": METHODS, "share": SHARE, "settings": settings(), "text": TEXT, "every": EVERY, "dtype": DTYPE,
                   "calibration": common.CALIBRATION}, list(SEEDS)
 
 
-def measure(loaded: dict[str, Bench], params: dict) -> list[dict[str, Any]]:
+def measure(params: dict) -> list[dict[str, Any]]:
     """One method with one thing changed at a time, at the same density throughout."""
-    bench = bench_for(loaded, params["model"], params["text"])
+    bench = bench_for(params["model"], params["text"])
     points: list[Point] = []
     for change in params["changes"]:
         if "token_share" in change and points:  # nothing that is fitted depends on it

@@ -17,34 +17,32 @@ SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a model and method: quality and counts at every share that it can reach, the reason where it cannot."""
     data: dict[str, Any] = {}
+    wanted: list[tuple[dict[str, Any], Callable[[dict], dict]]] = []
     for name in common.MODELS:
-        loaded: dict[str, Bench] = {}
-        for method in EVERY_METHOD:
-            params = {"model": name, "method": method, "shares": SHARES, "text": TEXT, "every": EVERY[name], "dtype": DTYPE,
-                      "calibration": common.CALIBRATION, **({"search": SEARCH} if method == "teal_greedy" else {})}
-            found = checkpoint.item(params, partial(measure, loaded, params))
-            own = data.setdefault(name, {"methods": {}})
-            own["methods"][method] = found["points"]
-            own.update(dense=found["dense"], ids=found["ids"])
-            print(f"{name} {method} done", flush=True)
+        shared = {"model": name, "text": TEXT, "every": EVERY[name], "dtype": DTYPE}
+        wanted += [({**shared, "method": method, "shares": SHARES, "calibration": common.CALIBRATION,
+                     **({"search": SEARCH} if method == "teal_greedy" else {})}, measure) for method in EVERY_METHOD]
         if trained := compare_granular.shares_of(name):
-            params = {"model": name, "method": compare_granular.METHOD, "shares": trained, "text": TEXT, "every": EVERY[name],
-                      "dtype": DTYPE}
-            found = checkpoint.item(params, partial(granular, loaded, params))
-            data[name]["methods"][compare_granular.METHOD] = found["points"]
+            wanted.append(({**shared, "method": compare_granular.METHOD, "shares": trained}, granular))
+    items = checkpoint.items([(params, partial(compute, params)) for params, compute in wanted])
+    for (params, compute), found in zip(wanted, items, strict=True):
+        own = data.setdefault(params["model"], {"methods": {}})
+        own["methods"][params["method"]] = found["points"]
+        if compute is measure:
+            own.update(dense=found["dense"], ids=found["ids"])
     return data, {"methods": EVERY_METHOD, "shares": SHARES, "text": TEXT, "every": EVERY, "dtype": DTYPE, "search": SEARCH,
                   "calibration": common.CALIBRATION}, [0]
 
 
-def measure(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
+def measure(params: dict) -> dict[str, Any]:
     """One method at all shares."""
-    bench = bench_for(loaded, params["model"], params["text"])
-    return measured(bench, bench.points(params["method"], params["shares"], **params.get("options", {})), params["every"])
+    bench = bench_for(params["model"], params["text"])
+    return measured(bench, bench.points(params["method"], params["shares"], calibration=params["calibration"]), params["every"])
 
 
-def granular(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
+def granular(params: dict) -> dict[str, Any]:
     """CWIC's thresholds, where they were trained."""
-    return compare_granular.quality(bench_for(loaded, params["model"], params["text"]), params["shares"], params["every"])
+    return compare_granular.quality(bench_for(params["model"], params["text"]), params["shares"], params["every"])
 
 
 def measured(

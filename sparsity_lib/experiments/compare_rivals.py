@@ -6,7 +6,7 @@ the first reading keeps is tried on calibration text, anew for every model, meth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -44,28 +44,32 @@ WORDS = (0.01, REFINE, 0.04)
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """Items a model: a rival at all shares; the recipe without both of its main parts; its neighbours. After the search."""
-    data: dict[str, Any] = {}
     best = compare_search.current()
+    wanted: list[tuple[dict[str, Any], Callable[[dict], Any]]] = []
     for name in common.MODELS:
-        loaded: dict[str, Bench] = {}
-        own = data.setdefault(name, {"methods": {}})
         shared = {"model": name, "shares": SHARES, "text": TEXT, "every": EVERY[name], "dtype": DTYPE,
                   "calibration": common.CALIBRATION}
         for method, again in [*((m, True) for m in BLOCKS), *((m, False) for m in READ_ONCE)]:
-            params = {**shared, "method": method, "again": again, **({"search": SEARCH} if method == GREEDY else {}),
-                      **({"previews": PREVIEWS, "judged": JUDGED, "judged_every": JUDGED_EVERY[name]} if again else {})}
-            found = checkpoint.item(params, partial(rival, loaded, params))
-            own["methods"][f"{method}_{'again' if again else 'head'}"] = found["points"]
-            own.update(dense=found["dense"], ids=found["ids"])
-            print(f"{name} {method} {'read twice' if again else 'read once'} done", flush=True)
-        own["neither"] = checkpoint.item(
-            (plain := {**shared, "shares": compare_search.SHARES, "candidate": neither(best), "costs": COSTS,
-                       "head_every": HEAD_EVERY[name]}), partial(compare_search.held_out, loaded, plain))["points"]
+            wanted.append(({**shared, "method": method, "again": again, **({"search": SEARCH} if method == GREEDY else {}),
+                            **({"previews": PREVIEWS, "judged": JUDGED, "judged_every": JUDGED_EVERY[name]} if again else {})},
+                           rival))
+        plain = {**shared, "shares": compare_search.SHARES, "candidate": neither(best), "costs": COSTS,
+                 "head_every": HEAD_EVERY[name]}
         around = {"model": name, "candidates": [{**best, "refine": words} for words in WORDS], "shares": compare_search.SHARES,
                   "fitted": compare_search.FITTED, "costs": COSTS, "judged": JUDGED, "head_every": HEAD_EVERY[name],
                   "every": JUDGED_EVERY[name], "dtype": DTYPE}
-        own["words"] = checkpoint.item(around, partial(words_around, loaded, around))
-        print(f"{name} neighbours done", flush=True)
+        wanted += [(plain, compare_search.held_out), (around, words_around)]
+    items = checkpoint.items([(params, partial(compute, params)) for params, compute in wanted])
+    data: dict[str, Any] = {}
+    for (params, compute), found in zip(wanted, items, strict=True):
+        own = data.setdefault(params["model"], {"methods": {}})
+        if compute is rival:
+            own["methods"][f"{params['method']}_{'again' if params['again'] else 'head'}"] = found["points"]
+            own.update(dense=found["dense"], ids=found["ids"])
+        elif compute is words_around:
+            own["words"] = found
+        else:
+            own["neither"] = found["points"]
     return data, {"blocks": BLOCKS, "read_once": READ_ONCE, "previews": PREVIEWS, "shares": SHARES, "words": WORDS,
                   "judged": JUDGED, "text": TEXT, "every": EVERY, "dtype": DTYPE, "calibration": common.CALIBRATION,
                   "candidate": best}, [0, 5, 9]
@@ -76,14 +80,14 @@ def neither(best: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in best.items() if key != "refine"}, "head": "inputs", "allocation": "uniform"}
 
 
-def words_around(loaded: dict[str, Bench], params: Mapping[str, Any]) -> list[dict[str, Any]]:
+def words_around(params: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The recipe with other shares of the vocabulary read in full, judged as the search judges: a fit for each."""
-    return [row for each in params["candidates"] for row in compare_search.search(loaded, {**params, "candidates": [each]})]
+    return [row for each in params["candidates"] for row in compare_search.search({**params, "candidates": [each]})]
 
 
-def rival(loaded: dict[str, Bench], params: Mapping[str, Any]) -> dict[str, Any]:
+def rival(params: Mapping[str, Any]) -> dict[str, Any]:
     """One method in the blocks with a head that is read twice, or once, at every share on evaluation text."""
-    bench = bench_for(loaded, params["model"], params["text"])
+    bench = bench_for(params["model"], params["text"])
     if params["method"] == "dense":
         points = alone(bench, params["shares"], params["calibration"])
     else:

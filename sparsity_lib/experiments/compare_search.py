@@ -65,40 +65,39 @@ def candidates(blocks: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a model and choice of parts at the blocks; then one a model for the candidate chosen, and one an ablation."""
-    data: dict[str, Any] = {name: {"search": searched(checkpoint, name)} for name in common.MODELS}
-    best = chosen({name: data[name]["search"] for name in data})
-    for name in common.MODELS:
-        data[name] |= tried(checkpoint, name, best)
+    found = searched(checkpoint)
+    best = chosen(found)
+    data = {name: {"search": found[name], **own} for name, own in tried(checkpoint, best).items()}
     return {"chosen": best, "models": data}, {
         "blocks": BLOCKS, "heads": HEADS, "allocations": ALLOCATIONS, "shares": SHARES, "fitted": FITTED, "costs": COSTS,
         "judged": JUDGED, "along": ALONG, "text": TEXT, "every": EVERY, "dtype": DTYPE,
         "calibration": common.CALIBRATION}, [0, 5, 9]
 
 
-def searched(checkpoint, name: str) -> list[dict[str, Any]]:
-    """Every candidate on one model; no evaluation text is looked at."""
-    loaded: dict[str, Bench] = {}
-    rows: list[dict[str, Any]] = []
-    for blocks in BLOCKS:
-        params = {"model": name, "candidates": candidates(blocks), "shares": shares_of(blocks), "fitted": FITTED, "costs": COSTS,
-                  "judged": JUDGED, "head_every": HEAD_EVERY[name], "every": JUDGED_EVERY[name], "dtype": DTYPE}
-        rows += checkpoint.item(params, partial(search, loaded, params))
-        print(f"{name} {blocks} done", flush=True)
+def searched(checkpoint) -> dict[str, list[dict[str, Any]]]:
+    """Every candidate by model; no evaluation text is looked at."""
+    wanted = [{"model": name, "candidates": candidates(blocks), "shares": shares_of(blocks), "fitted": FITTED, "costs": COSTS,
+               "judged": JUDGED, "head_every": HEAD_EVERY[name], "every": JUDGED_EVERY[name], "dtype": DTYPE}
+              for name in common.MODELS for blocks in BLOCKS]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for params, found in zip(wanted, checkpoint.items([(params, partial(search, params)) for params in wanted]), strict=True):
+        rows.setdefault(params["model"], []).extend(found)
     return rows
 
 
-def tried(checkpoint, name: str, best: Candidate) -> dict[str, Any]:
-    """The candidate chosen on all models, and its ablations, held out on one."""
-    loaded: dict[str, Bench] = {}
-    data: dict[str, Any] = {"held out": {}}
-    for label, candidate in {"chosen": best, **ablations(best)}.items():
-        shares = ALONG if label == "chosen" else shares_of(candidate)
-        params = {"model": name, "candidate": candidate, "shares": shares, "costs": COSTS, "text": TEXT, "every": EVERY[name],
-                  "head_every": HEAD_EVERY[name], "calibration": common.CALIBRATION, "dtype": DTYPE}
-        found = checkpoint.item(params, partial(held_out, loaded, params))
-        data["held out"][label] = {"candidate": candidate, "points": found["points"]}
-        data.update(dense=found["dense"], ids=found["ids"])
-        print(f"{name} {label} done", flush=True)
+def tried(checkpoint, best: Candidate) -> dict[str, dict[str, Any]]:
+    """The candidate chosen on all models, and its ablations, held out, by model."""
+    labels = {"chosen": best, **ablations(best)}
+    wanted = [(label, {"model": name, "candidate": candidate, "shares": ALONG if label == "chosen" else shares_of(candidate),
+                       "costs": COSTS, "text": TEXT, "every": EVERY[name], "head_every": HEAD_EVERY[name],
+                       "calibration": common.CALIBRATION, "dtype": DTYPE})
+              for name in common.MODELS for label, candidate in labels.items()]
+    items = checkpoint.items([(params, partial(held_out, params)) for _, params in wanted])
+    data: dict[str, dict[str, Any]] = {}
+    for (label, params), found in zip(wanted, items, strict=True):
+        own = data.setdefault(params["model"], {"held out": {}})
+        own["held out"][label] = {"candidate": params["candidate"], "points": found["points"]}
+        own.update(dense=found["dense"], ids=found["ids"])
     return data
 
 
@@ -129,11 +128,11 @@ def wanted(
     return found
 
 
-def search(loaded: dict[str, Bench], params: dict) -> list[dict[str, Any]]:
+def search(params: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Candidates with the same parts at the blocks, judged on calibration text."""
     from sparsity_lib.assets.texts import token_sequences
 
-    bench = bench_for(loaded, params["model"], TEXT)
+    bench = bench_for(params["model"], TEXT)
     held, bench.ids = bench.ids, token_sequences(bench.tokenizer, "calibration", **params["judged"])
     try:
         fitted, known = measured_costs(bench, params["candidates"], params["costs"], params["head_every"], params["fitted"])
@@ -194,9 +193,9 @@ def made(
     return points_of(found, (carried(fitted, recipe) for recipe in recipes))
 
 
-def held_out(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
+def held_out(params: Mapping[str, Any]) -> dict[str, Any]:
     """One candidate on evaluation text."""
-    bench = bench_for(loaded, params["model"], params["text"])
+    bench = bench_for(params["model"], params["text"])
     points = candidate_points(bench, params["candidate"], params["shares"], params["costs"], params["head_every"],
                               params["calibration"])
     return measured(bench, points, params["every"])

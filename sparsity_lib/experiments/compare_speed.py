@@ -1,7 +1,8 @@
 """Decode speed of every method at equal shares of weights skipped: real models, real text, the masks' cost included.
 
 Where in memory a decoder's weights lie changes its speed by several percent (the same decoder built five times shows it), so
-all are built anew several times, in another order each time: intervals hold what their places are worth.
+all are built anew several times, in another order each time: intervals hold what their places are worth. As with all timings,
+items follow each other in this process, whatever SPARSITY_WORKERS says.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
     data: dict[str, list[dict[str, Any]]] = {}
     candidate = current()
     for name in common.MODELS:
-        loaded: dict[str, Bench] = {}
         made: dict[str, list[Point]] = {}
         for share in SHARES[name]:
             trained = [own for own in compare_granular.shares_of(name)
@@ -50,7 +50,7 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
             params = {"model": name, "share": share, "methods": METHODS, "trained": trained, "prompt": PROMPT, "tokens": TOKENS,
                       "builds": BUILDS, "dtype": DTYPE, "calibration": CALIBRATION, "threads": torch.get_num_threads(),
                       "costs": COSTS, "head_every": HEAD_EVERY[name], "candidate": candidate}
-            found = checkpoint.item(params, partial(together, loaded, made, params))
+            found = checkpoint.item(params, partial(together, made, params))
             data.setdefault(name, []).extend(found)
             for row in found:
                 print(f"{name} {row['method']} {row['share']}: {row.get('ratio', row.get('reason'))}", flush=True)
@@ -58,9 +58,9 @@ def run(checkpoint) -> tuple[Any, dict, list[int]]:
                   "calibration": CALIBRATION, "costs": COSTS, "candidate": candidate, "threads": torch.get_num_threads()}, [0]
 
 
-def together(loaded: dict[str, Bench], made: dict[str, list[Point]], params: Mapping[str, Any]) -> list[dict[str, Any]]:
+def together(made: dict[str, list[Point]], params: Mapping[str, Any]) -> list[dict[str, Any]]:
     """All decoders of one share in the same rounds; `made` keeps what was fitted for the other shares."""
-    bench = bench_for(loaded, params["model"], {"sequences": 2, "length": PROMPT + TOKENS + WARMUP})
+    bench = bench_for(params["model"], {"sequences": 2, "length": PROMPT + TOKENS + WARMUP})
     source, capacity = ModelSource(bench.model), bench.ids.shape[1]
     rows: list[dict[str, Any]] = []
     makers: dict[str, Callable[[], Decoder]] = {"dense": partial(Decoder, source, capacity=capacity)}

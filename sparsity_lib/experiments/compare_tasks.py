@@ -24,35 +24,29 @@ WITHOUT = ("without refined words", "without the head")
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a model, method and share; first the dense model's. The search has to be kept before."""
-    data: dict[str, Any] = {}
     candidate = current()
+    wanted: list[tuple[dict[str, Any], dict[str, str]]] = []  # an item's parameters, and what is said of it besides
     for name in common.MODELS:
-        loaded: dict[str, Bench] = {}
         trained = [(compare_granular.METHOD, share) for share in compare_granular.shares_of(name)]
         for method, share in [("dense", 0.0), *((m, s) for m in METHODS for s in SHARES[name]), *trained]:
             searched = {"costs": COSTS, "head_every": HEAD_EVERY[name], "candidate": candidate} if method == "spread" else {}
-            params = {"model": name, "method": method, "share": share, "tasks": TASKS, "dtype": DTYPE,
-                      "calibration": common.CALIBRATION, **searched}
-            found = checkpoint.item(params, partial(score, loaded, params))
-            data.setdefault(name, []).append({"method": method, "share": share, **found})
-            print(f"{name} {method} {share} {found.get('reason', 'done')}", flush=True)
-        data[name] += _without(checkpoint, name, loaded, candidate)
+            wanted.append(({"model": name, "method": method, "share": share, "tasks": TASKS, "dtype": DTYPE,
+                            "calibration": common.CALIBRATION, **searched}, {}))
+        wanted += _without(name, candidate)
+    items = checkpoint.items([(params, partial(score, params)) for params, _ in wanted])
+    data: dict[str, Any] = {}
+    for (params, more), found in zip(wanted, items, strict=True):
+        data.setdefault(params["model"], []).append({"method": params["method"], **more, "share": params["share"], **found})
     return data, {"tasks": TASKS, "methods": METHODS, "shares": SHARES, "dtype": DTYPE, "costs": COSTS,
                   "candidate": candidate, "calibration": common.CALIBRATION}, [0]
 
 
-def _without(checkpoint, name: str, loaded: dict[str, Bench], candidate: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _without(name: str, candidate: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, str]]]:
     """The candidate without some of its parts, at the larger share."""
-    rows, others = [], ablations(candidate)
-    for part in WITHOUT:
-        if part in others:
-            share = SHARES[name][-1]
-            params = {"model": name, "method": "spread", "share": share, "tasks": TASKS, "dtype": DTYPE, "costs": COSTS,
-                      "calibration": common.CALIBRATION, "head_every": HEAD_EVERY[name], "candidate": others[part]}
-            found = checkpoint.item(params, partial(score, loaded, params))
-            rows.append({"method": "spread", "part": part, "share": share, **found})
-            print(f"{name} {part} {found.get('reason', 'done')}", flush=True)
-    return rows
+    others = ablations(candidate)
+    return [({"model": name, "method": "spread", "share": SHARES[name][-1], "tasks": TASKS, "dtype": DTYPE, "costs": COSTS,
+              "calibration": common.CALIBRATION, "head_every": HEAD_EVERY[name], "candidate": others[part]}, {"part": part})
+            for part in WITHOUT if part in others]
 
 
 def point_of(bench: Bench, params: Mapping[str, Any], share: float, shares: Sequence[float]) -> Point:
@@ -67,9 +61,9 @@ def point_of(bench: Bench, params: Mapping[str, Any], share: float, shares: Sequ
     return bench.once([method, candidate, shares, params["calibration"]], points)[list(shares).index(share)]
 
 
-def score(loaded: dict[str, Bench], params: dict) -> dict[str, Any]:
+def score(params: dict) -> dict[str, Any]:
     """One item: outcomes by task, and the share skipped; or the reason why a method cannot skip as much."""
-    bench = bench_for(loaded, params["model"], TEXT)
+    bench = bench_for(params["model"], TEXT)
 
     def results() -> dict[str, Any]:
         return {task: run_benchmarks(bench.model, bench.tokenizer, task, limit=limit).to_dict()

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from sparsity_lib.experiments import common
-from sparsity_lib.experiments.compare_common import DTYPE, Bench
+from sparsity_lib.experiments.compare_common import DTYPE
 from sparsity_lib.experiments.compare_search import COSTS, HEAD_EVERY, ablations, current
 from sparsity_lib.experiments.compare_tasks import SHARES, WITHOUT, score
 
@@ -21,20 +21,19 @@ PARTS = (None, WITHOUT[0])
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a model and method, at the larger of the comparison's two shares. The search has to be kept before."""
-    data: dict[str, list[dict[str, Any]]] = {}
     candidate = current()
+    parts = {None: candidate, **ablations(candidate)}
+    wanted: list[tuple[dict[str, Any], str | None]] = []
     for name in MODELS:
-        loaded: dict[str, Bench] = {}
         share = SHARES[name][-1]
-        parts = {None: candidate, **ablations(candidate)}
-        wanted = [*((method, None) for method in METHODS), *(("spread", part) for part in PARTS if part in parts)]
-        for method, part in wanted:
+        for method, part in [*((method, None) for method in METHODS), *(("spread", part) for part in PARTS if part in parts)]:
             searched = {"costs": COSTS, "head_every": HEAD_EVERY[name], "candidate": parts[part]} if method == "spread" else {}
-            params = {"model": name, "method": method, "share": 0.0 if method == "dense" else share, "tasks": TASKS,
-                      "dtype": DTYPE, "calibration": common.CALIBRATION, **searched}
-            found = checkpoint.item(params, partial(score, loaded, params))
-            about = {"method": method, "share": params["share"], **({} if part is None else {"part": part})}
-            data.setdefault(name, []).append({**about, **found})
-            print(f"{name} {method} {part or ''} {found.get('reason', 'done')}", flush=True)
+            wanted.append(({"model": name, "method": method, "share": 0.0 if method == "dense" else share, "tasks": TASKS,
+                            "dtype": DTYPE, "calibration": common.CALIBRATION, **searched}, part))
+    items = checkpoint.items([(params, partial(score, params)) for params, _ in wanted])
+    data: dict[str, list[dict[str, Any]]] = {}
+    for (params, part), found in zip(wanted, items, strict=True):
+        about = {"method": params["method"], "share": params["share"], **({} if part is None else {"part": part})}
+        data.setdefault(params["model"], []).append({**about, **found})
     return data, {"tasks": TASKS, "methods": METHODS, "parts": PARTS, "shares": {n: SHARES[n][-1] for n in MODELS},
                   "dtype": DTYPE, "costs": COSTS, "candidate": candidate, "calibration": common.CALIBRATION}, [0]

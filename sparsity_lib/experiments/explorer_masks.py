@@ -33,8 +33,8 @@ CALIBRATION = {"tokens": 2048, "length": 512, "seed": 0}
 def run(checkpoint: results.Checkpoint) -> tuple[Any, dict[str, Any], list[int]]:
     """The experiment "explorer_masks": one item a model."""
     params = {"text": TEXT, "channels": CHANNELS, "ranked": RANKED, "calibration": CALIBRATION}
-    data = {model: checkpoint.item({"model": model, **params}, partial(masks, model)) for model in MODELS}
-    return data, params, [CALIBRATION["seed"]]
+    found = checkpoint.items([({"model": model, **params}, partial(masks, model)) for model in MODELS])
+    return dict(zip(MODELS, found, strict=True)), params, [CALIBRATION["seed"]]
 
 
 def masks(name: str) -> dict[str, Any]:

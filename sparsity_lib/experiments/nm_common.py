@@ -19,6 +19,7 @@ from sparsity_lib.parts.nm import NofM, pattern_of
 from sparsity_lib.parts.select import TopK
 from sparsity_lib.plan import Plan
 from sparsity_lib.recipe import Recipe
+from sparsity_lib.sweep import kept_open
 from sparsity_lib.train.repairs import RepairRecipe, train_repairs
 from sparsity_lib.weights import WeightPruning, prune_weights, pruned_weights
 
@@ -82,6 +83,7 @@ class Bench:
 
     def changes(self, points: Sequence[Point]) -> list[Plan | Change]:
         """What `evaluate` takes, for every point; plans are fitted together, learned repairs trained one by one."""
+        self.more = {}  # another item's points had other places
         places = [i for i, p in enumerate(points) if p["on"] == "activations"]
         recipes = [recipe_of(points[i]) for i in places]
         fitted = fit_many(recipes, self.fitted, self.tokenizer, **common.CALIBRATION) if places else []
@@ -113,3 +115,7 @@ class Bench:
             return shares(account(self.model, ids=self.ids[:4]))
 
 
+@kept_open
+def bench_for(name: str, text: Mapping[str, int]) -> Bench:
+    """The one bench that is kept open."""
+    return Bench(name, text)

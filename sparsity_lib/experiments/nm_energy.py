@@ -21,9 +21,9 @@ TEXT = {"sequences": 4, "length": 256}
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a model."""
-    data = {name: checkpoint.item({"model": name, "sites": SITES, "text": TEXT, "patterns": (*PATTERNS, UNSTRUCTURED)},
-                                  partial(_measure, name)) for name in common.MODELS}
-    return data, {"sites": SITES, "text": TEXT, "patterns": (*PATTERNS, UNSTRUCTURED)}, [0]
+    params = {"sites": SITES, "text": TEXT, "patterns": (*PATTERNS, UNSTRUCTURED)}
+    found = checkpoint.items([({"model": name, **params}, partial(_measure, name)) for name in common.MODELS])
+    return dict(zip(common.MODELS, found, strict=True)), params, [0]
 
 
 def _measure(name: str) -> dict[str, Any]:

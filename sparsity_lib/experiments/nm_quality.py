@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsity_lib.evaluate.quality import evaluate
 from sparsity_lib.experiments import common
-from sparsity_lib.experiments.nm_common import DTYPE, PATTERNS, REPAIRS, UNSTRUCTURED, Bench, Point, learned, point
+from sparsity_lib.experiments.nm_common import DTYPE, PATTERNS, REPAIRS, UNSTRUCTURED, Bench, Point, bench_for, learned, point
 from sparsity_lib.experiments.scap_grid import EVERY, TEXT
 
 SCORES = ("act", "clact", "amber", "wina", "gradient")
@@ -52,24 +52,20 @@ def _words(options: dict[str, Any]) -> list[str]:
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a model and group."""
+    wanted = [(group, {"model": name, "points": points, "text": TEXT, "every": EVERY[name], "dtype": DTYPE,
+                       "calibration": common.CALIBRATION, **({"repairs": REPAIRS} if any(map(learned, points)) else {})})
+              for name in common.MODELS for group, points in groups().items()]
+    items = checkpoint.items([(params, partial(_measure, params)) for _, params in wanted])
     data: dict[str, Any] = {}
-    for name in common.MODELS:
-        loaded: list[Bench] = []
-        for group, points in groups().items():
-            params = {"model": name, "points": points, "text": TEXT, "every": EVERY[name], "dtype": DTYPE,
-                      "calibration": common.CALIBRATION, **({"repairs": REPAIRS} if any(map(learned, points)) else {})}
-            found = checkpoint.item(params, partial(_measure, loaded, params))
-            own = data.setdefault(name, {"groups": {}, "dense": found["dense"], "ids": found["ids"]})
-            own["groups"][group] = found["points"]
-            print(f"{name} {group} done", flush=True)
+    for (group, params), found in zip(wanted, items, strict=True):
+        own = data.setdefault(params["model"], {"groups": {}, "dense": found["dense"], "ids": found["ids"]})
+        own["groups"][group] = found["points"]
     return data, {"text": TEXT, "every": EVERY, "dtype": DTYPE, "calibration": common.CALIBRATION, "repairs": REPAIRS,
                   "chosen": CHOSEN}, [0]
 
 
-def _measure(loaded: list[Bench], params: dict) -> dict:
-    if not loaded:
-        loaded.append(Bench(params["model"], params["text"]))
-    bench, points = loaded[0], params["points"]
+def _measure(params: dict) -> dict:
+    bench, points = bench_for(params["model"], params["text"]), params["points"]
     changes = bench.changes(points)
     found = evaluate(bench.model, {str(i): change for i, change in enumerate(changes)}, bench.ids, every=params["every"])
     return {

@@ -38,18 +38,17 @@ TASK = {"name": "piqa", "limit": 200}
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a model and method."""
-    data: dict[str, Any] = {}
     settings = {"text": TEXT, "draws": DRAWS, "task": TASK, "calibration": common.CALIBRATION}
-    for name in common.MODELS:
-        loaded: dict[str, tuple[nn.Module, Any]] = {}
-        for method in METHODS:
-            params = {"model": name, "method": method, "share": SHARES[name], "every": EVERY[name], **settings}
-            data.setdefault(name, {})[method] = checkpoint.item(params, partial(measure, loaded, params))
-            print(line(name, method, data[name][method]), flush=True)
+    wanted = [{"model": name, "method": method, "share": SHARES[name], "every": EVERY[name], **settings}
+              for name in common.MODELS for method in METHODS]
+    data: dict[str, Any] = {}
+    for params, found in zip(wanted, checkpoint.items([(params, partial(measure, params)) for params in wanted]), strict=True):
+        data.setdefault(params["model"], {})[params["method"]] = found
+        print(line(params["model"], params["method"], found), flush=True)
     return data, {"shares": SHARES, "every": EVERY, "methods": METHODS, **settings}, [0]
 
 
-def measure(loaded: dict[str, tuple[nn.Module, Any]], params: dict[str, Any]) -> dict[str, Any]:
+def measure(params: dict[str, Any]) -> dict[str, Any]:
     """One method: what the changed bit makes of hidden states, predictions, KL and answers.
 
     Returns
@@ -59,11 +58,7 @@ def measure(loaded: dict[str, tuple[nn.Module, Any]], params: dict[str, Any]) ->
         `most`; `agree`: share of tokens with the same likeliest word; `kl` from the dense model by sequence, unchanged and
         in every draw; `tokens` of each; `answers` to the task unchanged and changed, as 0 and 1.
     """
-    if params["model"] not in loaded:
-        from sparsity_lib.assets.models import load_model
-
-        loaded[params["model"]] = load_model(params["model"])
-    model, tokenizer = loaded[params["model"]]
+    model, tokenizer = common.in_float32(params["model"])
     ids = common.evaluation_ids(tokenizer, **params["text"])
     dense = [_run(model, nullcontext, row, params["every"])[1] for row in ids]
     plan = plan_of(model, tokenizer, params)

@@ -15,7 +15,9 @@ from sparsity_lib.attach import attach
 from sparsity_lib.experiments import common, scap_common
 from sparsity_lib.fit import fit
 from sparsity_lib.install import installed
+from sparsity_lib.plan import Plan
 from sparsity_lib.sites import DOWN_IN, UP_IN, find_sites
+from sparsity_lib.sweep import kept_open
 
 MODEL = "smollm2-135m-instruct"
 WIDTHS = (1, 2, 4, 8)
@@ -26,29 +28,31 @@ PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 64, 32
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a width and kind of concurrency."""
+    wanted = [{"model": MODEL, "kind": kind, "width": width, "point": POINT, "prompts": PROMPTS, "prompt_tokens": PROMPT_TOKENS,
+               "new_tokens": NEW_TOKENS, "calibration": common.CALIBRATION} for kind in ("beams", "texts") for width in WIDTHS]
     data: dict[str, Any] = {}
-    loaded: dict[str, Any] = {}
-    for kind in ("beams", "texts"):
-        for width in WIDTHS:
-            params = {"model": MODEL, "kind": kind, "width": width, "point": POINT, "prompts": PROMPTS,
-                      "prompt_tokens": PROMPT_TOKENS, "new_tokens": NEW_TOKENS, "calibration": common.CALIBRATION}
-            data.setdefault(kind, {})[str(width)] = checkpoint.item(params, partial(_measure, loaded, params))
-            print(f"{kind} {width} {data[kind][str(width)]['down_in']['needed']}", flush=True)
+    for params, found in zip(wanted, checkpoint.items([(params, partial(_measure, params)) for params in wanted]), strict=True):
+        data.setdefault(params["kind"], {})[str(params["width"])] = found
+        print(f"{params['kind']} {params['width']} {found['down_in']['needed']}", flush=True)
     return data, {"model": MODEL, "widths": WIDTHS, "point": POINT, "prompts": PROMPTS, "prompt_tokens": PROMPT_TOKENS,
                   "new_tokens": NEW_TOKENS, "calibration": common.CALIBRATION}, [0]
 
 
-def _measure(loaded: dict, params: dict) -> dict[str, Any]:
-    if not loaded:
-        loaded["model"], loaded["tokenizer"] = load_model(params["model"])
-        recipe = scap_common.recipe_of(params["point"])
-        loaded["plan"] = fit(recipe, loaded["model"], loaded["tokenizer"], **params["calibration"])
-        loaded["ids"] = common.evaluation_ids(loaded["tokenizer"], params["prompts"], params["prompt_tokens"])
-    model, width, beams = loaded["model"], params["width"], params["kind"] == "beams"
+@kept_open
+def _opened(name: str, point: dict, calibration: dict, prompts: int, tokens: int) -> tuple[nn.Module, Any, Plan, Tensor]:
+    """The model, its tokenizer, the point's plan, and the prompts."""
+    model, tokenizer = load_model(name)
+    plan = fit(scap_common.recipe_of(point), model, tokenizer, **calibration)
+    return model, tokenizer, plan, common.evaluation_ids(tokenizer, prompts, tokens)
+
+
+def _measure(params: dict) -> dict[str, Any]:
+    model, tokenizer, plan, ids = _opened(*(params[key] for key in ("model", "point", "calibration", "prompts", "prompt_tokens")))
+    width, beams = params["width"], params["kind"] == "beams"
     options = {"max_new_tokens": params["new_tokens"], "min_new_tokens": params["new_tokens"], "do_sample": False,
-               "num_beams": width if beams else 1, "pad_token_id": loaded["tokenizer"].eos_token_id}
-    with installed(model, loaded["plan"]), watched(model) as found:
-        for prompt in loaded["ids"].split(1 if beams else width):
+               "num_beams": width if beams else 1, "pad_token_id": tokenizer.eos_token_id}
+    with installed(model, plan), watched(model) as found:
+        for prompt in ids.split(1 if beams else width):
             if len(prompt) == (1 if beams else width):
                 model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
                 for union in found.values():

@@ -14,6 +14,7 @@ from sparsity_lib.distribution import Distribution
 from sparsity_lib.experiments import scap_common, small_networks
 from sparsity_lib.experiments.scap_networks import Network, Sentences, embedded_text
 from sparsity_lib.sites import DOWN_IN, UP_IN, find_sites
+from sparsity_lib.sweep import kept_open
 
 CENTERS = ("none", "mean", "median", "mode")
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -30,30 +31,29 @@ def networks() -> dict[str, Callable[[], Network]]:
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a network: its distributions; and for those without a gate the sparse runs of one centre at all targets."""
+    wanted: list[tuple[dict[str, Any], Callable[[dict], dict]]] = []
+    for name in {**networks(), **GATED}:
+        wanted.append(({"network": name, "cells": CELLS, "quantiles": QUANTILES}, _distributions))
+        if name not in GATED:
+            wanted += [({"network": name, "center": center, "targets": TARGETS}, _ablate) for center in CENTERS]
+    items = checkpoint.items([(params, partial(compute, params)) for params, compute in wanted])
     data: dict[str, Any] = {"distributions": {}, "ablation": {}}
-    for name, load in {**networks(), **GATED}.items():
-        held: list[Network] = []
-        params = {"network": name, "cells": CELLS, "quantiles": QUANTILES}
-        data["distributions"][name] = checkpoint.item(params, partial(_distributions, held, load))
-        if name in GATED:
-            continue
-        for center in CENTERS:
-            params = {"network": name, "center": center, "targets": TARGETS}
-            found = checkpoint.item(params, partial(_ablate, held, load, center))
-            data["ablation"].setdefault(name, {})[center] = found
-            print(f"{name} {center} done", flush=True)
+    for (params, compute), found in zip(wanted, items, strict=True):
+        if compute is _ablate:
+            data["ablation"].setdefault(params["network"], {})[params["center"]] = found
+        else:
+            data["distributions"][params["network"]] = found
     return data, {"centers": CENTERS, "targets": TARGETS, "networks": list(data["distributions"])}, [0]
 
 
-def _opened(held: list[Network], load: Callable[[], Network]) -> Network:
-    if not held:
-        held.append(load())
-    return held[0]
+@kept_open
+def _opened(name: str) -> Network:
+    return {**networks(), **GATED}[name]()
 
 
-def _ablate(held: list[Network], load: Callable[[], Network], center: str) -> dict:
-    network = _opened(held, load)
-    points = [{"method": "down", "down": s, "center": center} for s in TARGETS]
+def _ablate(params: dict) -> dict:
+    network, center = _opened(params["network"]), params["center"]
+    points = [{"method": "down", "down": s, "center": center} for s in params["targets"]]
     plans = network.fit([scap_common.recipe_of(point) for point in points])
     return {
         "dense": network.score(None).to_json(), "scale": network.scale,
@@ -63,9 +63,9 @@ def _ablate(held: list[Network], load: Callable[[], Network], center: str) -> di
     }
 
 
-def _distributions(held: list[Network], load: Callable[[], Network]) -> dict:
+def _distributions(params: dict) -> dict:
     """By place ("up_in", "before" and "after" the activation where that can be seen) a histogram a layer, with its centres."""
-    network = _opened(held, load)
+    network = _opened(params["network"])
     streams = _watched(network.model)
     try:
         network.run()

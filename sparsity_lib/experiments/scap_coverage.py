@@ -6,7 +6,7 @@ was not itself what was searched for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sparsity_lib import sweep
 from sparsity_lib.accounting import recorded, summarise
 from sparsity_lib.assets.models import load_model
 from sparsity_lib.evaluate.benchmarks import BenchmarkResult, run_benchmarks
@@ -25,6 +26,7 @@ from sparsity_lib.install import installed
 from sparsity_lib.plan import Plan
 from sparsity_lib.recipe import Recipe
 from sparsity_lib.sites import GATE, IN_PROJ_IN, find_sites
+from sparsity_lib.sweep import kept_open
 
 #: Allowed relative loss, as in the paper.
 MARGIN = 0.01
@@ -103,25 +105,43 @@ def entries() -> dict[str, Entry]:
 
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
-    """One item a network and setting that the bisection asks for."""
-    data: dict[str, Any] = {}
-    for name, entry in entries().items():
-        held: list[Network] = []
+    """One item a network and setting that its bisection asks for: here network by network, so that each is opened once; where
+    several run at once, a step of all of them."""
+    found, data = entries(), {}
 
-        def measure(point: dict | None, name: str = name, entry: Entry = entry, held: list = held) -> dict[str, Any]:
-            params = {"network": name, "point": point, "margin": MARGIN, "limit": LIMIT}
-            return checkpoint.item(params, partial(_score, held, entry.load, point))
+    def measure(asked: list[tuple[str, dict | None]]) -> list[dict[str, Any]]:
+        wanted = [{"network": name, "point": point, "margin": MARGIN, "limit": LIMIT} for name, point in asked]
+        return checkpoint.items([(params, partial(_score, params)) for params in wanted])
 
-        dense = measure(None)
-        data[name] = _row(entry, dense, measure)
-        print(f"{name} {data[name]['chosen']}", flush=True)
+    for names in [[name] for name in found] if sweep.place() == 1 else [list(found)]:
+        data |= _rows({name: found[name] for name in names}, measure)
+        print("\n".join(f"{name} {data[name]['chosen']}" for name in names), flush=True)
     return data, {"ladder": LADDER, "margin": MARGIN, "group": GROUP, "limit": LIMIT}, [0]
 
 
-def _row(entry: Entry, dense: dict[str, Any], measure: Callable[[dict], dict[str, Any]]) -> dict[str, Any]:
-    found = search(entry.points(), lambda p: within(measure(p), dense))
-    return {"what": entry.what, "trained_here": entry.trained_here, "dense": dense,
-            "tried": [{"point": p, **measure(p)} for p in found.tried], "chosen": found.chosen}
+Measure = Callable[[list[tuple[str, dict | None]]], list[dict[str, Any]]]
+
+
+def _rows(wanted: Mapping[str, Entry], measure: Measure) -> dict[str, Any]:
+    """Rows by name; `measure` scores a setting (None: dense) of each network whose search goes on."""
+    dense = dict(zip(wanted, measure([(name, None) for name in wanted]), strict=True))
+    searches = {name: search(entry.points()) for name, entry in wanted.items()}
+    scores: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
+    asked, ended = {name: next(one) for name, one in searches.items()}, {}
+    while asked:
+        for (name, point), found in zip(list(asked.items()), measure(list(asked.items())), strict=True):
+            scores[name].append({"point": point, **found})
+            try:
+                asked[name] = searches[name].send(within(found, dense[name]))
+            except StopIteration as end:
+                ended[name] = end.value
+                del asked[name]
+    rows = {}
+    for name, entry in wanted.items():
+        tried = [next(score for score in scores[name] if score["point"] == point) for point in ended[name].tried]
+        rows[name] = {"what": entry.what, "trained_here": entry.trained_here, "dense": dense[name], "tried": tried,
+                      "chosen": ended[name].chosen}
+    return rows
 
 
 def cover(name: str, limit: int = LIMIT) -> dict[str, Any]:
@@ -132,21 +152,19 @@ def cover(name: str, limit: int = LIMIT) -> dict[str, Any]:
     network = Tasks(name, limit=limit, one_copy=True)
     kinds = {*find_sites(network.model).kinds()}
     entry = Entry("decoder, your own", lambda: network, centered=not kinds & {GATE, IN_PROJ_IN}, mixer=IN_PROJ_IN in kinds)
-    seen: dict[str, dict[str, Any]] = {}
-
-    def measure(point: dict) -> dict[str, Any]:
-        key = str(point)
-        if key not in seen:
-            seen[key] = _score([network], entry.load, point)
-        return seen[key]
-
-    return _row(entry, _score([network], entry.load, None), measure)
+    return _rows({name: entry}, lambda asked: [_scored(network, point) for _, point in asked])[name]
 
 
-def _score(held: list[Network], load: Callable[[], Network], point: dict | None) -> dict[str, Any]:
-    if not held:
-        held.append(load())
-    network = held[0]
+@kept_open
+def _opened(name: str) -> Network:
+    return entries()[name].load()
+
+
+def _score(params: dict) -> dict[str, Any]:
+    return _scored(_opened(params["network"]), params["point"])
+
+
+def _scored(network: Network, point: dict | None) -> dict[str, Any]:
     plan = None if point is None else network.fit([scap_common.recipe_of(point)])[0]
     return {**network.score(plan).to_json(), "scale": network.scale}
 
@@ -159,13 +177,16 @@ class Found:
     tried: list[dict[str, Any]]
 
 
-def search(points: Sequence[dict[str, Any]], passes: Callable[[dict[str, Any]], bool]) -> Found:
-    """The last of `points` (mild to strong) that passes, by bisection: each is taken to pass if a stronger one does."""
+def search(points: Sequence[dict[str, Any]]) -> Generator[dict[str, Any], bool, Found]:
+    """The last of `points` (mild to strong) that passes, by bisection: each is taken to pass if a stronger one does.
+
+    Yields the point to be tried, is sent whether it passes, and returns what was found.
+    """
     low, high, tried = -1, len(points), []
     while high - low > 1:
         middle = (low + high) // 2
         tried.append(middle)
-        low, high = (middle, high) if passes(points[middle]) else (low, middle)
+        low, high = (middle, high) if (yield points[middle]) else (low, middle)
     return Found(None if low < 0 else points[low], [points[i] for i in sorted(tried)])
 
 

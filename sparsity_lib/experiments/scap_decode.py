@@ -1,4 +1,7 @@
-"""Table 2 here: decoding with the pair that SCAP compares at equal quality, against the same decoder, dense."""
+"""Table 2 here: decoding with the pair that SCAP compares at equal quality, against the same decoder, dense.
+
+As with all timings, items follow each other in this process, whatever SPARSITY_WORKERS says.
+"""
 
 from __future__ import annotations
 

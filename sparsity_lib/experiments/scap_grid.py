@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 from sparsity_lib.accounting import account
-from sparsity_lib.assets.models import load_model
 from sparsity_lib.evaluate.quality import evaluate
 from sparsity_lib.experiments import common, scap_common
 from sparsity_lib.fit import fit_many
@@ -24,14 +23,13 @@ DTYPE = "bfloat16"
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a model and line of the grid (an up target with all down targets), and one for CATS."""
+    wanted = [{"model": name, "points": line, "text": TEXT, "every": EVERY[name], "dtype": DTYPE,
+               "calibration": common.CALIBRATION} for name in common.MODELS for line in lines(UP, DOWN, CATS)]
     data: dict[str, Any] = {}
-    for name in common.MODELS:
-        wanted = [{"model": name, "points": line, "text": TEXT, "every": EVERY[name], "dtype": DTYPE,
-                   "calibration": common.CALIBRATION} for line in lines(UP, DOWN, CATS)]
-        for found in checkpoint.items([(params, partial(_measure, params)) for params in wanted]):
-            data.setdefault(name, {"points": []})["points"] += found["points"]
-            data[name].update(dense=found["dense"], ids=found["ids"])
-        print(f"{name} done", flush=True)
+    for params, found in zip(wanted, checkpoint.items([(params, partial(_measure, params)) for params in wanted]), strict=True):
+        own = data.setdefault(params["model"], {"points": []})
+        own["points"] += found["points"]
+        own.update(dense=found["dense"], ids=found["ids"])
     return data, {"up": UP, "down": DOWN, "cats": CATS, "text": TEXT, "every": EVERY, "dtype": DTYPE,
                   "calibration": common.CALIBRATION}, [0]
 
@@ -42,18 +40,11 @@ def lines(up: tuple, down: tuple, cats: tuple) -> list[list[dict]]:
     return [line for line in (*grid, [{"method": "cats", "gate": g} for g in cats]) if line]
 
 
-@lru_cache(maxsize=1)
-def _opened(name: str, dtype: str) -> tuple[Any, Any, Any]:
-    """The model to calibrate, in float32; the same to run; the tokenizer."""
-    fitted, tokenizer = load_model(name)
-    return fitted, load_model(name, dtype=common.dtype_named(dtype))[0], tokenizer
-
-
 def _measure(params: dict) -> dict:
-    fitted, model, tokenizer = _opened(params["model"], params["dtype"])
-    ids = common.evaluation_ids(tokenizer, **params["text"])
+    opened = common.opened(params["model"], params["dtype"])
+    model, ids = opened.model, common.evaluation_ids(opened.tokenizer, **params["text"])
     recipes = [scap_common.recipe_of(point) for point in params["points"]]
-    plans = dict(enumerate(fit_many(recipes, fitted, tokenizer, **params["calibration"])))
+    plans = dict(enumerate(fit_many(recipes, opened.fitted, opened.tokenizer, **params["calibration"])))
     found = evaluate(model, {str(i): plan for i, plan in plans.items()}, ids, every=params["every"])
     points = []
     for i, point in enumerate(params["points"]):

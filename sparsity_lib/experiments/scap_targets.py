@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from sparsity_lib.accounting import recorded, token_densities
-from sparsity_lib.assets.models import load_model
 from sparsity_lib.assets.texts import sources, token_sequences
 from sparsity_lib.evaluate.benchmarks import run_benchmarks
 from sparsity_lib.evaluate.groups import resolve
@@ -27,29 +26,23 @@ DTYPE = "bfloat16"
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a model, target and way of fitting: the mean sparsity by site and layer on each task and text."""
+    wanted = [{"model": name, "target": target, "sequential": sequential, "tasks": TASKS, "limit": LIMIT, "text": TEXT,
+               "dtype": DTYPE, "calibration": common.CALIBRATION}
+              for name, ways in RUNS.items() for sequential in ways for target in TARGETS]
     data: dict[str, Any] = {}
-    for name, ways in RUNS.items():
-        loaded: dict[str, Any] = {}
-        for sequential in ways:
-            for target in TARGETS:
-                params = {"model": name, "target": target, "sequential": sequential, "tasks": TASKS, "limit": LIMIT,
-                          "text": TEXT, "dtype": DTYPE, "calibration": common.CALIBRATION}
-                found = checkpoint.item(params, partial(_measure, loaded, params))
-                way = "sequential" if sequential else "at once"
-                data.setdefault(name, {}).setdefault(way, {})[str(target)] = found
-                print(f"{name} {way} {target} done", flush=True)
+    for params, found in zip(wanted, checkpoint.items([(params, partial(_measure, params)) for params in wanted]), strict=True):
+        way = "sequential" if params["sequential"] else "at once"
+        data.setdefault(params["model"], {}).setdefault(way, {})[str(params["target"])] = found
     return data, {"targets": TARGETS, "tasks": TASKS, "limit": LIMIT, "text": TEXT, "dtype": DTYPE,
                   "calibration": common.CALIBRATION}, [0]
 
 
-def _measure(loaded: dict, params: dict) -> dict[str, dict[str, list[float]]]:
-    if not loaded:
-        loaded["fit"], loaded["tokenizer"] = load_model(params["model"])
-        loaded["run"], _ = load_model(params["model"], dtype=common.dtype_named(params["dtype"]))
-    model, tokenizer = loaded["run"], loaded["tokenizer"]
+def _measure(params: dict) -> dict[str, dict[str, list[float]]]:
+    opened = common.opened(params["model"], params["dtype"])
+    model, tokenizer = opened.model, opened.tokenizer
     recipe = scap_common.recipe_of({"method": "scap", "up": params["target"], "down": params["target"]})
     extra = {"sequential": True} if params["sequential"] else {}
-    plan = fit(recipe, loaded["fit"], tokenizer, **params["calibration"], **extra)
+    plan = fit(recipe, opened.fitted, tokenizer, **params["calibration"], **extra)
     found = {}
     with installed(model, plan):
         for task in params["tasks"]:

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from sparsity_lib.accounting import recorded, summarise
-from sparsity_lib.assets.models import load_model
 from sparsity_lib.evaluate.benchmarks import BenchmarkResult, run_benchmarks
 from sparsity_lib.experiments import common, scap_common
 from sparsity_lib.fit import fit
@@ -27,28 +26,22 @@ DTYPE = "bfloat16"
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a model and point; None is the dense model."""
+    wanted = [{"model": name, "point": point, "group": GROUP, "limit": LIMIT, "dtype": DTYPE, "calibration": common.CALIBRATION}
+              for name in common.MODELS for point in POINTS]
     data: dict[str, Any] = {}
-    for name in common.MODELS:
-        loaded: dict[str, Any] = {}
-        data[name] = []
-        for point in POINTS:
-            params = {"model": name, "point": point, "group": GROUP, "limit": LIMIT, "dtype": DTYPE,
-                      "calibration": common.CALIBRATION}
-            found = checkpoint.item(params, partial(_score, loaded, params))
-            data[name].append({"point": point, **found})
-            result = BenchmarkResult.from_dict(found["result"])
-            print(f"{name} {point} {result.score(GROUP).mean:.3f} in {result.seconds:.0f} s", flush=True)
+    for params, found in zip(wanted, checkpoint.items([(params, partial(_score, params)) for params in wanted]), strict=True):
+        data.setdefault(params["model"], []).append({"point": params["point"], **found})
+        result = BenchmarkResult.from_dict(found["result"])
+        print(f"{params['model']} {params['point']} {result.score(GROUP).mean:.3f} in {result.seconds:.0f} s", flush=True)
     return data, {"points": POINTS, "group": GROUP, "limit": LIMIT, "dtype": DTYPE, "calibration": common.CALIBRATION}, [0]
 
 
-def _score(loaded: dict, params: dict) -> dict:
-    if not loaded:
-        loaded["fit"], loaded["tokenizer"] = load_model(params["model"])
-        loaded["run"], _ = load_model(params["model"], dtype=common.dtype_named(params["dtype"]))
-    model, tokenizer, point = loaded["run"], loaded["tokenizer"], params["point"]
+def _score(params: dict) -> dict:
+    opened = common.opened(params["model"], params["dtype"])
+    model, tokenizer, point = opened.model, opened.tokenizer, params["point"]
     if point is None:
         return {"result": run_benchmarks(model, tokenizer, params["group"], limit=params["limit"]).to_dict(), "shares": None}
-    plan = fit(scap_common.recipe_of(point), loaded["fit"], tokenizer, **params["calibration"])
+    plan = fit(scap_common.recipe_of(point), opened.fitted, tokenizer, **params["calibration"])
     with installed(model, plan), recorded(model) as counted:
         result = run_benchmarks(model, tokenizer, params["group"], limit=params["limit"])
         return {"result": result.to_dict(), "shares": scap_common.shares(summarise(model, counted()))}

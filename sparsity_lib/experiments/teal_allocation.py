@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from sparsity_lib.accounting import account
-from sparsity_lib.assets.models import load_model
 from sparsity_lib.evaluate.quality import evaluate
 from sparsity_lib.experiments import common, scap_common
 from sparsity_lib.experiments.scap_grid import EVERY, TEXT
@@ -26,27 +25,20 @@ SEARCH = {"tokens": 1024, "length": 256}
 
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a model and way: quality and shares at every target; the greedy one with the levels it chose."""
+    searches = {"greedy": {"search": SEARCH}, "greedy, by output": {"search": {**SEARCH, "error": "outputs"}}}
+    wanted = [{"model": name, "way": way, "targets": TARGETS, "text": TEXT, "every": EVERY[name], "dtype": DTYPE,
+               "calibration": common.CALIBRATION, **searches.get(way, {})} for name in common.MODELS for way in WAYS]
     data: dict[str, Any] = {}
-    for name in common.MODELS:
-        loaded: dict[str, Any] = {}
-        for way in WAYS:
-            params = {"model": name, "way": way, "targets": TARGETS, "text": TEXT, "every": EVERY[name], "dtype": DTYPE,
-                      "calibration": common.CALIBRATION}
-            if way.startswith("greedy"):
-                params["search"] = SEARCH if way == "greedy" else {**SEARCH, "error": "outputs"}
-            data.setdefault(name, {})[way] = checkpoint.item(params, partial(_measure, loaded, params))
-            print(f"{name} {way} done", flush=True)
+    for params, found in zip(wanted, checkpoint.items([(params, partial(_measure, params)) for params in wanted]), strict=True):
+        data.setdefault(params["model"], {})[params["way"]] = found
     return data, {"ways": WAYS, "targets": TARGETS, "text": TEXT, "every": EVERY, "dtype": DTYPE, "search": SEARCH,
                   "calibration": common.CALIBRATION}, [0]
 
 
-def _measure(loaded: dict, params: dict) -> dict:
-    if not loaded:
-        loaded["fit"], loaded["tokenizer"] = load_model(params["model"])  # calibrated in float32, run in the table's dtype
-        loaded["run"], _ = load_model(params["model"], dtype=common.dtype_named(params["dtype"]))
-        loaded["ids"] = common.evaluation_ids(loaded["tokenizer"], **params["text"])
-    model, ids, targets = loaded["run"], loaded["ids"], params["targets"]
-    plans, more = _plans(loaded, params)
+def _measure(params: dict) -> dict:
+    opened, targets = common.opened(params["model"], params["dtype"]), params["targets"]
+    model, ids = opened.model, common.evaluation_ids(opened.tokenizer, **params["text"])
+    plans, more = _plans(opened, params)
     found = evaluate(model, {str(t): plan for t, plan in zip(targets, plans, strict=True)}, ids, every=params["every"])
     shares = {}
     for target, plan in zip(targets, plans, strict=True):
@@ -55,9 +47,9 @@ def _measure(loaded: dict, params: dict) -> dict:
     return {"quality": {name: q.to_json() for name, q in found.items()}, "shares": shares, **more}
 
 
-def _plans(loaded: dict, params: dict) -> tuple[list[Plan], dict[str, Any]]:
+def _plans(opened: common.Opened, params: dict) -> tuple[list[Plan], dict[str, Any]]:
     """Plans at every target, and what is kept besides: the levels by layer, or how far both readings of t lie apart."""
-    model, tokenizer, targets = loaded["fit"], loaded["tokenizer"], params["targets"]
+    model, tokenizer, targets = opened.fitted, opened.tokenizer, params["targets"]
     if "search" in params:
         path = teal_greedy(model, tokenizer, target=max(targets), **{"error": "all", **params["search"]})
         return path.plans(targets, model, tokenizer, **params["calibration"]), levels(path, targets)
