@@ -39,7 +39,7 @@ def test_one_step_of_a_float_and_nothing_afterwards(small):
 @pytest.mark.parametrize("method", rounding.METHODS)
 def test_what_is_measured(small, monkeypatch, method):
     monkeypatch.setattr(rounding.common, "in_float32", lambda name: small)
-    found = measure({**PARAMS, "method": method})
+    found = measure({**PARAMS, "method": method, "group": 16})
     assert len(found["layers"]) == 2 and found["tokens"] == [16, 16] and [len(draws) for draws in found["kl"]] == [3, 3]
     assert 0 < found["layers"][0] < 1e-5 and 0 < found["median"] <= found["mean"] <= found["most"]
     assert [len(each) for each in found["answers"]] == [4, 4]

@@ -30,6 +30,8 @@ from sparsity_lib.weights import WeightPruning, pruned_weights
 SHARES = {"smollm2-135m-instruct": 0.3, "gemma3-270m": 0.1}
 #: No mask; masks that are the same for all tokens; masks chosen anew for each.
 METHODS = ("dense", "magnitude", "cats", "claws", "teal", "wina", "inputs_topk", "larosa", "nm")
+#: Of N:M activations, whose N is the one that comes nearest to the share.
+GROUP = 16
 TEXT = {"sequences": 8, "length": 128}
 EVERY = {"smollm2-135m-instruct": 1, "gemma3-270m": 4}
 DRAWS = 2
@@ -39,8 +41,8 @@ TASK = {"name": "piqa", "limit": 200}
 def run(checkpoint) -> tuple[Any, dict, list[int]]:
     """One item a model and method."""
     settings = {"text": TEXT, "draws": DRAWS, "task": TASK, "calibration": common.CALIBRATION}
-    wanted = [{"model": name, "method": method, "share": SHARES[name], "every": EVERY[name], **settings}
-              for name in common.MODELS for method in METHODS]
+    wanted = [{"model": name, "method": method, "share": SHARES[name], "every": EVERY[name], **settings,
+               **({"group": GROUP} if method == "nm" else {})} for name in common.MODELS for method in METHODS]
     data: dict[str, Any] = {}
     for params, found in zip(wanted, checkpoint.items([(params, partial(measure, params)) for params in wanted]), strict=True):
         data.setdefault(params["model"], {})[params["method"]] = found
@@ -89,8 +91,13 @@ def plan_of(model: nn.Module, tokenizer: Any, params: dict[str, Any]) -> Plan | 
     method = params["method"]
     if method in ("dense", "magnitude"):
         return None
-    ids = token_sequences(tokenizer, "calibration", tokens=256, length=256, seed=1)
-    recipe = maker(method)(density_at(method, params["share"], model, ids))
+    if method == "nm":
+        sites, total = find_sites(model), weights_per_token(model)
+        recipe = min((maker(method)(n / params["group"]) for n in range(1, params["group"])),
+                     key=lambda made: abs(made.skipped(sites, total) - params["share"]))
+    else:
+        ids = token_sequences(tokenizer, "calibration", tokens=256, length=256, seed=1)
+        recipe = maker(method)(density_at(method, params["share"], model, ids))
     return fit_many([recipe], model, tokenizer, **params["calibration"])[0]
 
 
