@@ -1,5 +1,6 @@
 """A changed last bit: what is changed, what is measured, and what the page says of it."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -90,3 +91,20 @@ def test_the_kept_result_shows_what_is_said_of_it():
         still, fixed, moving = (rounding_report.extremes(data, model, kind) for kind in ("none", "fixed", "by token"))
         assert still["changed"] == fixed["changed"] == 0 < moving["changed"]
         assert max(still["last"], fixed["last"]) < 1e-4 < moving["last"] and moving["shift"] < 0.1
+
+
+def test_answers_that_one_engine_cannot_give_are_given_by_the_other(monkeypatch):
+    """Both runs by the same: a difference of engines would pass for that of a bit."""
+    asked = []
+
+    def run_benchmarks(model, tokenizer, name, limit, backend):
+        asked.append(backend)
+        packed = backend == "prefix" and len(asked) != 2  # the second cannot be packed
+        return SimpleNamespace(backend="prefix" if packed else "hf", tasks={name: SimpleNamespace(values={"acc": [1.0, len(asked)]})})
+
+    monkeypatch.setattr(rounding, "run_benchmarks", run_benchmarks)
+    monkeypatch.setattr(rounding, "last_bit", lambda model, draw: nullcontext())
+    assert rounding.answers(None, None, nullcontext, PARAMS["task"]) == [[1.0, 3], [1.0, 4]]
+    assert asked == ["prefix", "prefix", "hf", "hf"]
+    asked[:] = ["", ""]
+    assert rounding.answers(None, None, nullcontext, PARAMS["task"]) == [[1.0, 3], [1.0, 4]] and len(asked) == 4
