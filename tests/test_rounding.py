@@ -100,7 +100,8 @@ def test_answers_that_one_engine_cannot_give_are_given_by_the_other(monkeypatch)
     def run_benchmarks(model, tokenizer, name, limit, backend):
         asked.append(backend)
         packed = backend == "prefix" and len(asked) != 2  # the second cannot be packed
-        return SimpleNamespace(backend="prefix" if packed else "hf", tasks={name: SimpleNamespace(values={"acc": [1.0, len(asked)]})})
+        outcome = SimpleNamespace(values={"acc": [1.0, len(asked)]})
+        return SimpleNamespace(backend="prefix" if packed else "hf", tasks={name: outcome})
 
     monkeypatch.setattr(rounding, "run_benchmarks", run_benchmarks)
     monkeypatch.setattr(rounding, "last_bit", lambda model, draw: nullcontext())
