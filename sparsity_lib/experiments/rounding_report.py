@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sparsity_lib.experiments.claws_report import label, short
-from sparsity_lib.experiments.rounding import divergences
+from sparsity_lib.experiments.rounding import METHODS, SHARES, divergences
 from sparsity_lib.report import Number
 
 Data = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -37,12 +37,19 @@ def shift(found: Mapping[str, Any]) -> float:
     return max(abs(draw - plain) for draw in draws)
 
 
+def in_order(data: Data) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(model, method, what was found), as they were run: a stored result has its names by the alphabet."""
+    for model in (name for name in SHARES if name in data):
+        for method in (name for name in METHODS if name in data[model]):
+            yield model, method, data[model][method]
+
+
 def rows(data: Data) -> list[list[Any]]:
     """A row a model and method, in the order of `COLUMNS`."""
     return [
         [short(model), label(method), masks(method), *(_small(found["layers"][i]) for i in (0, -1)), _small(found["median"]),
          _small(found["most"]), Number(divergences(found)[0], "z.3f"), _small(shift(found)), changed(found)]
-        for model, methods in data.items() for method, found in methods.items()]
+        for model, method, found in in_order(data)]
 
 
 def _small(value: float) -> Number:
@@ -51,7 +58,10 @@ def _small(value: float) -> Number:
 
 def growth(data: Data) -> dict[str, dict[str, list[float]]]:
     """By model and method, the relative difference of the hidden states after every block."""
-    return {model: {method: list(found["layers"]) for method, found in methods.items()} for model, methods in data.items()}
+    curves: dict[str, dict[str, list[float]]] = {}
+    for model, method, found in in_order(data):
+        curves.setdefault(model, {})[method] = list(found["layers"])
+    return curves
 
 
 def extremes(data: Data, model: str, kind: str) -> dict[str, float]:
