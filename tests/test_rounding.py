@@ -68,8 +68,9 @@ def test_rows_and_extremes(monkeypatch):
         "dense": made(kl=((0, 0), (0, 0)), after=(1, 1)), "magnitude": made(after=(1, 1)),
         "teal": made(1e-2), "wina": made(1e-3, after=(0, 0))}}
     rows = rounding_report.rows(data)
-    assert [row[2] for row in rows] == ["none", "fixed", "by token", "by token"] and len(rows[0]) == len(rounding_report.COLUMNS)
-    assert [str(cell) for cell in rows[2][3:]] == ["1e-07", "1e-02", "1e-04", "5e-01", "0.200", "2e-02", "1"]
+    assert [row[1] for row in rows] == ["dense", "weight magnitude", "TEAL", "WINA"]
+    assert {len(row) for row in rows} == {len(rounding_report.COLUMNS)}
+    assert [str(cell) for cell in rows[2][2:]] == ["0.01", "0.0001", "0.5", "0.200", "0.025", "1"]
     found = rounding_report.extremes(data, "smollm2-135m-instruct", "by token")
     assert found == {"last": 1e-2, "fewest": 1, "changed": 2, "most": 0.5, "shift": pytest.approx(0.125), "gained": 100.0}
     assert rounding_report.extremes(data, "smollm2-135m-instruct", "none")["shift"] == 0

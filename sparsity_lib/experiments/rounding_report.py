@@ -10,8 +10,7 @@ from sparsity_lib.experiments.rounding import METHODS, SHARES, divergences
 from sparsity_lib.report import Number
 
 Data = Mapping[str, Mapping[str, Mapping[str, Any]]]
-COLUMNS = ["model", "method", "masks", "hidden states, first block", "last block", "log p, half below", "at most", "KL",
-           "KL changes by", "answers changed"]
+COLUMNS = ["model", "method", "hidden states", "log p, half below", "at most", "KL", "KL changes by", "answers changed"]
 MASKS = {"dense": "none", "magnitude": "fixed"}
 
 
@@ -47,13 +46,13 @@ def in_order(data: Data) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 def rows(data: Data) -> list[list[Any]]:
     """A row a model and method, in the order of `COLUMNS`."""
     return [
-        [short(model), label(method), masks(method), *(_small(found["layers"][i]) for i in (0, -1)), _small(found["median"]),
-         _small(found["most"]), Number(divergences(found)[0], "z.3f"), _small(shift(found)), changed(found)]
+        [short(model), label(method), _small(found["layers"][-1]), _small(found["median"]), _small(found["most"]), Number(divergences(found)[0], "z.3f"),
+         _small(shift(found)), changed(found)]
         for model, method, found in in_order(data)]
 
 
 def _small(value: float) -> Number:
-    return Number(value, ".0e")
+    return Number(value, ".2g")
 
 
 def growth(data: Data) -> dict[str, dict[str, list[float]]]:
