@@ -46,8 +46,8 @@ def in_order(data: Data) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 def rows(data: Data) -> list[list[Any]]:
     """A row a model and method, in the order of `COLUMNS`."""
     return [
-        [short(model), label(method), _small(found["layers"][-1]), _small(found["median"]), _small(found["most"]), Number(divergences(found)[0], "z.3f"),
-         _small(shift(found)), changed(found)]
+        [short(model), label(method), _small(found["layers"][-1]), _small(found["median"]), _small(found["most"]),
+         Number(divergences(found)[0], "z.3f"), _small(shift(found)), changed(found)]
         for model, method, found in in_order(data)]
 
 
