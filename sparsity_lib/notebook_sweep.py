@@ -82,7 +82,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     try:
         about = json.loads((folder / ABOUT).read_text())
-        if about.pop("sha256", None) != _seal(about):
+        if about.pop("sha256", None) != sweeps.seal(about):
             raise SparsityError(f"{ABOUT} is not what was written")
         for file, expected in about["files"].items():
             if _checksum((folder / file).read_bytes()) != expected:
@@ -114,12 +114,7 @@ def _files(name: str, facts: Mapping[str, Any], outcome: sweeps.Outcome) -> dict
              **{f"records/{file}": text for file, text in outcome.value["records"].items()}}
     sums = {file: _checksum(text.encode()) for file, text in texts.items()}
     about = json.loads(sweeps.canonical({**facts, "seconds": round(outcome.seconds, 1), "files": sums}, "what was run"))
-    return {**texts, ABOUT: json.dumps({**about, "sha256": _seal(about)}, indent=1, sort_keys=True) + "\n"}
-
-
-def _seal(about: Mapping[str, Any]) -> str:
-    """Checksum of `sweep.json`, less itself."""
-    return _checksum(sweeps.canonical(about, ABOUT).encode())
+    return {**texts, ABOUT: json.dumps({**about, "sha256": sweeps.seal(about)}, indent=1, sort_keys=True) + "\n"}
 
 
 def _checksum(content: bytes) -> str:

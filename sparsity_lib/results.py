@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from . import machine, project, sweep
 from .errors import SparsityError, command_line, refuse, shown, unknown
-from .sweep import canonical
+from .sweep import canonical, seal
 
 Experiment = Callable[["Checkpoint"], tuple[Any, dict[str, Any], list[int]]]
 
@@ -66,7 +66,7 @@ def save(
         "date": time.strftime("%Y-%m-%d", time.gmtime()), "assets": dict(assets or {}), **(extra or {}),
     }
     content = json.loads(canonical({"name": name, "manifest": manifest, "data": data}, f"result {name}"))
-    content["sha256"] = _seal(content)
+    content["sha256"] = seal(content)
     path = _file(name)
     project.write_atomic(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
     return path
@@ -83,7 +83,7 @@ def load(name: str) -> Result:
         content = json.loads(path.read_text())
         if content.keys() != {"name", "data", "manifest", "sha256"}:
             raise ValueError(f"it has {shown(sorted(content))}")
-        if content.pop("sha256", None) != _seal(content):
+        if content.pop("sha256", None) != seal(content):
             raise ValueError("its content is not what its checksum says")
         if content["name"] != name or not isinstance(content["manifest"], dict):
             raise ValueError(f"it says it is {shown(content['name'])}")
@@ -166,7 +166,7 @@ class Checkpoint:
             self._allow(outcome.code, params)
             content = {"params": params, "assets": self._assets or {}, **outcome._asdict()}
             content = json.loads(canonical(content, f"item of {self.name}"))
-            project.write_atomic(path, canonical({**content, "sha256": _seal(content)}, f"item of {self.name}"))
+            project.write_atomic(path, canonical({**content, "sha256": seal(content)}, f"item of {self.name}"))
             found[path] = outcome.value
             if len(order) > 1:
                 print(f"{self.name}: {len(found) - before} of {len(order)} items, this one {outcome.seconds:.0f} s", flush=True)
@@ -178,7 +178,7 @@ class Checkpoint:
         """An item's file, where there is one that is whole, of these parameters, and of today's assets."""
         try:
             stored = json.loads(path.read_text())
-            sealed = stored.pop("sha256", None) == _seal(stored)
+            sealed = stored.pop("sha256", None) == seal(stored)
             whole = sealed and stored.keys() == {"params", "assets", "value", "code", "seconds"}
             same = whole and stored["params"] == json.loads(canonical(params, f"parameters of {self.name}"))
             assets = stored["assets"].items() if whole else ()
@@ -202,11 +202,6 @@ class Checkpoint:
     def clear(self) -> None:
         """Forget every item (after the result is saved)."""
         shutil.rmtree(self.folder, ignore_errors=True)  # with what a process that was killed left half-written
-
-
-def _seal(content: Mapping[str, Any]) -> str:
-    """Checksum of an item's content."""
-    return hashlib.sha256(canonical(content, "an item").encode()).hexdigest()
 
 
 def make(name: str, experiments: Mapping[str, Experiment]) -> Path:

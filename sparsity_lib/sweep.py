@@ -21,6 +21,7 @@ a scheduler must be one that only you and those you trust can reach. No pickle i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -162,6 +163,11 @@ def canonical(value: Any, what: str) -> str:
     except (TypeError, ValueError) as error:
         fix = "keep to finite numbers, texts, lists and dicts"
         raise SparsityError(f"{what} cannot be stored: {error}. Fix: {fix}.") from None
+
+
+def seal(content: Any) -> str:
+    """Checksum (SHA-256) of plain data, which files keep beside it."""
+    return hashlib.sha256(canonical(content, "what is kept").encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

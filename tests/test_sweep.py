@@ -241,19 +241,37 @@ def test_items_of_other_code_or_assets(log, checkout, monkeypatch):
         (checkout / "sparsity_lib" / "new.py").unlink()
 
 
-def interrupted_and_resumed(stub, log, **switches):
-    """Ctrl-C to a client with two tasks done and others under way, and the same command again; what it said."""
-    kinds = ("square", "square", "held", "held", "held")
-    first = client(stub, log, *kinds, **switches)
-    until(lambda: runs(log, 2) and len(list((results.Checkpoint("grid").folder).glob("*.json"))) == 2)
-    first.send_signal(signal.SIGINT)
-    _, said = first.communicate(timeout=60)
-    assert first.returncode == 130 and stored() == {0: 0, 1: 1}, said
+KINDS = ("square", "square", "held", "held", "held")
+
+
+def under_way(stub, log, **switches):
+    """A client with two tasks done and the others begun, none of which ends before there is a file `go`."""
+    made = client(stub, log, *KINDS, **switches)
+    until(lambda: runs(log, 2) and len(list(results.Checkpoint("grid").folder.glob("*.json"))) == 2)
+    return made
+
+
+def ended(process, code):
+    """What a client said, which ended with this code."""
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    return said
+
+
+def finished_by_a_rerun(stub, log, **switches):
+    """What was done is kept, and the same command does the rest and no more."""
+    assert stored() == {0: 0, 1: 1}
     (log / "go").write_text("")
-    second = client(stub, log, *kinds, **switches)
-    _, said = second.communicate(timeout=60)
-    assert second.returncode == 0, said
+    ended(client(stub, log, *KINDS, **switches), 0)
     assert stored() == {n: n**2 for n in range(5)} and runs(log, 0) == runs(log, 1) == 1
+
+
+def interrupted_and_resumed(stub, log, **switches):
+    """Ctrl-C to a client, and the same command again."""
+    first = under_way(stub, log, **switches)
+    first.send_signal(signal.SIGINT)
+    ended(first, 130)
+    finished_by_a_rerun(stub, log, **switches)
 
 
 def test_ctrl_c_keeps_what_processes_finished_and_ends_them(stub, log):
@@ -298,29 +316,20 @@ class TestCluster:
 
     def test_a_worker_that_is_killed_while_others_work(self, cluster, stub, log):
         """From outside, as a machine fails: the sweep ends well all the same, with every item stored once."""
-        run = client(stub, log, "square", "square", "held", "held", "held", SPARSITY_CLUSTER=cluster.address)
-        until(lambda: all(runs(log, n) for n in (2, 3, 4)) and len(list(results.Checkpoint("grid").folder.glob("*.json"))) == 2)
+        run = under_way(stub, log, SPARSITY_CLUSTER=cluster.address)
+        until(lambda: runs(log, 3) and runs(log, 4))
         (victim,) = (int(file.suffix[1:]) for file in log.glob("3.*"))
         os.kill(victim, signal.SIGKILL)
         until(lambda: runs(log, 3) == 2)
         (log / "go").write_text("")
-        _, said = run.communicate(timeout=60)
-        assert run.returncode == 0, said
+        ended(run, 0)
         assert stored() == {n: n**2 for n in range(5)} and runs(log, 0) == runs(log, 2) == 1
 
     def test_a_client_that_is_killed(self, cluster, stub, log):
-        """What it had stored stays, its tasks are forgotten, and the same command finishes the rest."""
-        kinds = ("square", "square", "held", "held")
-        killed = client(stub, log, *kinds, SPARSITY_CLUSTER=cluster.address)
-        until(lambda: all(runs(log, n) for n in (2, 3)) and len(list(results.Checkpoint("grid").folder.glob("*.json"))) == 2)
+        killed = under_way(stub, log, SPARSITY_CLUSTER=cluster.address)
         killed.kill()
-        killed.communicate(timeout=60)
-        assert stored() == {0: 0, 1: 1}
-        (log / "go").write_text("")
-        again = client(stub, log, *kinds, SPARSITY_CLUSTER=cluster.address)
-        _, said = again.communicate(timeout=60)
-        assert again.returncode == 0, said
-        assert stored() == {n: n**2 for n in range(4)} and runs(log, 0) == runs(log, 1) == 1
+        ended(killed, -signal.SIGKILL)
+        finished_by_a_rerun(stub, log, SPARSITY_CLUSTER=cluster.address)
 
     def test_ctrl_c_keeps_what_workers_finished(self, cluster, stub, log):
         interrupted_and_resumed(stub, log, SPARSITY_CLUSTER=cluster.address)
@@ -337,18 +346,11 @@ class TestCluster:
 
     @pytest.mark.parametrize("workers", [True, False], ids=["with its workers", "alone"])
     def test_a_scheduler_that_is_started_anew(self, cluster, stub, log, workers):
-        kinds = ("square", "square", "held", "held", "held", "held")
-        first = client(stub, log, *kinds, SPARSITY_CLUSTER=cluster.address)
-        until(lambda: runs(log, 2) and len(list((results.Checkpoint("grid").folder).glob("*.json"))) == 2)
+        first = under_way(stub, log, SPARSITY_CLUSTER=cluster.address)
         cluster.restart(workers)
-        _, said = first.communicate(timeout=60)
-        assert first.returncode == 1 and "was lost, or started anew" in said and cluster.address in said
-        assert stored() == {0: 0, 1: 1}
-        (log / "go").write_text("")
-        second = client(stub, log, *kinds, SPARSITY_CLUSTER=cluster.address)
-        _, said = second.communicate(timeout=60)
-        assert second.returncode == 0, said
-        assert stored() == {n: n**2 for n in range(6)} and runs(log, 0) == runs(log, 1) == 1
+        said = ended(first, 1)
+        assert "was lost, or started anew" in said and cluster.address in said
+        finished_by_a_rerun(stub, log, SPARSITY_CLUSTER=cluster.address)
 
     def test_no_scheduler(self, log, monkeypatch):
         from sparsity_lib import sweep_cluster
