@@ -22,6 +22,10 @@ def curve(method, *points, sites="inputs"):
     return curves.Curve(method, sites, points, "made-up")
 
 
+def put(name, data):
+    results.save(name, data, params={}, seeds=[], command="none", seconds=0)
+
+
 class TestCurves:
     def test_a_curve_is_read_between_its_points_and_not_beyond(self):
         c = curve("teal", point(0.1, 0.02), point(0.3, 0.5, dropped=0.9))
@@ -84,8 +88,7 @@ class TestCurves:
         methods = {"cwic": trained, "cats": [at(0.2), {"share": 0.9, "reason": "cannot"}, at(0.1)], "claws": [at(0.1)],
                    "nobody knows": [at(0.1)] * 2, "wanda": [{"share": 0.1, "quality": quality, "shares": {"skipped": 0.1}}] * 2}
         data = {model: {"methods": methods} for model in curves.MODELS}
-        (checkout / "results" / "compare_quality.json").write_text(json.dumps(
-            {"name": "compare_quality", "data": data, "manifest": {}}))
+        put("compare_quality", data)
         found = curves.curves.__wrapped__()
         assert {name: c.result for name, c in found["gemma3-270m"].items()} == {
             "cats neurons": "compare_quality", "cwic stripes": "compare_quality"}
@@ -100,8 +103,7 @@ class TestCurves:
                   for share in (0.6, 0.4)]
         data = {"models": {model: {"held out": {"chosen": {"points": [*points, {"share": 0.9, "reason": "cannot"}]}}}
                            for model in curves.MODELS}}
-        (checkout / "results" / "compare_search.json").write_text(json.dumps(
-            {"name": "compare_search", "data": data, "manifest": {}}))
+        put("compare_search", data)
         found = curves.curves.__wrapped__()["gemma3-270m"]["spread head"]
         assert [p.skipped for p in found.points] == pytest.approx([0.39, 0.59]) and found.result == "compare_search"
 
@@ -118,11 +120,9 @@ class TestSpeeds:
         assert speeds.speed("m", "larosa", 0.1) == pytest.approx(1 / (0.5 + 0.5 / 1.1)) and speeds.speed("n", "teal", 0.1) is None
 
     def test_the_comparisons_rows_are_read(self, checkout):
-        (checkout / "results" / "bench").mkdir()
         rows = [{"method": "teal", "skipped": 0.4, "ratio": 1.5}, {"method": "teal", "skipped": 0.2, "ratio": 1.2},
                 {"method": "nm", "reason": "cannot"}]
-        content = json.dumps({"name": "bench/compare", "data": {"m": rows}, "manifest": {}})
-        (checkout / "results" / "bench" / "compare.json").write_text(content)
+        put("bench/compare", {"m": rows})
         assert speeds.compared.__wrapped__() == {"m": {"teal": [(0.0, 1.0), (0.2, 1.2), (0.4, 1.5)]}}
 
     def test_the_stored_settings_hold_for_methods_without_a_rotation(self, monkeypatch):
