@@ -53,10 +53,27 @@ def test_builds_are_compared_file_by_file(tmp_path):
         (tmp_path / name / "other.html").write_text(text)
         (tmp_path / name / ".buildinfo").write_text(text)
     (tmp_path / "two" / "more.png").write_text("")
-    found = builds.compared(*(builds.checksums(tmp_path / name) for name in ("one", "two")))
+    found = builds.compared(*(builds.contents(tmp_path / name) for name in ("one", "two")))
     assert {name: one == other for name, (one, other) in found.items()} == {
         "more.png": False, "other.html": False, "x/same.html": True}
     assert found["more.png"][0] is None
+    assert builds.told("more.png", *found["more.png"]) == "more.png is in one of them only"
+    assert builds.told("other.html", *found["other.html"]) == "other.html differs at byte 0: b'a' and b'b'"
+
+
+def test_pictures_of_times_are_left_out_by_name_and_no_others():
+    def book(timed, other):
+        page = f'''<figure class="align-default" id="fig-times"><a href="../_images/{timed}.png">
+            <img src="../_images/{timed}.png"></a></figure><figure id="fig-other"><img src="../_images/{other}.png"></figure>'''
+        return {"page.html": page.encode(), f"_images/{timed}.png": b"1", f"_images/{other}.png": b"2"}
+
+    a, b, c = ("a" * 64, "b" * 64, "c" * 64)
+    one, other = (builds.without(("fig-times",), book(timed, c)) for timed in (a, b))
+    assert one == other and list(one) == ["page.html", f"_images/{c}.png"]
+    one, other = (builds.without(("fig-times",), book(a, picture)) for picture in (b, c))
+    assert one["page.html"] != other["page.html"]
+    with pytest.raises(ValueError, match="no page shows fig-none"):
+        builds.without(("fig-none",), book(a, b))
 
 
 def test_a_child_killed_while_it_draws_leaves_the_others_their_bars(monkeypatch):

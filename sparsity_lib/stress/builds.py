@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from sparsity_lib.stress.base import Attempts, NotHereError, trial
 
 #: Of the tool, not of the book: when it was built, and from which settings.
 _TOOLS = (".buildinfo", "objects.inv")
+#: Figures of times that are measured while the book is built: the only pictures that may differ.
+TIMED = ("fig-roofline", "fig-blocks-scap")
 
 
 @trial("bits", "this book, its notebooks executed, built twice from nothing",
-       "the same pages, figures and numbers, byte for byte")
+       f"the same pages, figures and numbers, byte for byte, but for {len(TIMED)} figures of times measured in the build itself")
 def fresh_builds(t: Attempts) -> None:
     root = project.root()
     command = Path(sys.executable).with_name("jupyter-book")
@@ -28,7 +31,7 @@ def fresh_builds(t: Attempts) -> None:
     found = [built(t, command, root, t.folder / name) for name in ("one", "two")]
     if all(found):
         for name, (one, other) in compared(*found).items():
-            t.check(f"{name} {'differs' if one and other else 'is in one of them only'}", one == other)
+            t.check("" if one == other else told(name, one, other), one == other)
 
 
 @trial("interruptions", "two `make book-smoke` at once in one checkout, and one afterwards",
@@ -57,13 +60,13 @@ def two_builds(t: Attempts) -> None:
         for process, log in zip([start(log) for log in logs], logs, strict=True):
             code = process.wait()
             t.check(f"a build of {count} at once failed: {log.read_text()[-500:]}", code == 0)
-        found.append(checksums(root / "_build" / "smoke" / "_build" / "html"))
+        found.append(contents(root / "_build" / "smoke" / "_build" / "html"))
     for name, (one, other) in compared(*found).items():
-        t.check(f"{name} differs", one == other)
+        t.check("" if one == other else told(name, one, other), one == other)
 
 
-def built(t: Attempts, command: Path, root: Path, folder: Path) -> dict[str, str]:
-    """Build into a folder; its files, by name, and their checksums. None of them where the build fails."""
+def built(t: Attempts, command: Path, root: Path, folder: Path) -> dict[str, bytes]:
+    """Build into a folder; its files' `contents`, by name, but for `TIMED`. None of them where the build fails."""
     path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "SPARSITY_RECORDS": str(folder / "records"), "PATH": path}
     t.note(f"build {folder.name}")
@@ -73,15 +76,46 @@ def built(t: Attempts, command: Path, root: Path, folder: Path) -> dict[str, str
     if done.returncode:
         t.lose(f"build {folder.name} failed: {(done.stdout + done.stderr)[-800:]}")
         return {}
-    return {**checksums(folder / "_build" / "html"), **checksums(folder / "records", "record of ")}
+    return {**without(TIMED, contents(folder / "_build" / "html")), **contents(folder / "records", "record of ")}
 
 
-def checksums(folder: Path, prefix: str = "") -> dict[str, str]:
-    """sha256 of every file below a folder, by its name there."""
-    return {prefix + path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in _TOOLS}
+def contents(folder: Path, prefix: str = "") -> dict[str, bytes]:
+    """Every file below a folder by its name there: pages and records as they are, of all else the sha256."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in _TOOLS:
+            content = path.read_bytes()
+            text = path.suffix in (".html", ".json", ".js")
+            found[prefix + path.relative_to(folder).as_posix()] = content if text else hashlib.sha256(content).digest()
+    return found
 
 
-def compared(one: dict[str, str], other: dict[str, str]) -> dict[str, tuple[str | None, str | None]]:
-    """By file, its checksum in both."""
+def without(figures: tuple[str, ...], files: dict[str, bytes]) -> dict[str, bytes]:
+    """Files of a book without the pictures of these figures, and without their names, which are checksums, in the pages.
+
+    Raises
+    ------
+    ValueError
+        If no page has such a figure.
+    """
+    for figure in figures:
+        shown = re.compile(rb'<figure [^>]*id="%s">.*?_images/([0-9a-f]{64})\.png' % figure.encode(), re.DOTALL)
+        names = {found[1] for content in files.values() if (found := shown.search(content))}
+        if not names:
+            raise ValueError(f"no page shows {figure}")
+        for name in names:
+            files = {file: content.replace(name, figure.encode()) for file, content in files.items() if name.decode() not in file}
+    return files
+
+
+def compared(one: dict[str, bytes], other: dict[str, bytes]) -> dict[str, tuple[bytes | None, bytes | None]]:
+    """By file, its content in both."""
     return {name: (one.get(name), other.get(name)) for name in sorted(one.keys() | other.keys())}
+
+
+def told(name: str, one: bytes | None, other: bytes | None) -> str:
+    """In words, how a file of two builds differs: where, and what each has there."""
+    if one is None or other is None:
+        return f"{name} is in one of them only"
+    at = len(os.path.commonprefix([one, other]))
+    return f"{name} differs at byte {at}: {one[max(0, at - 80):at + 80]!r} and {other[max(0, at - 80):at + 80]!r}"
