@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from book_checkout import small_book
+from book_checkout import put, small_book
 
 from sparsity_lib import results, style
 from sparsity_lib.book import choose, curves, explorer, speeds
@@ -20,10 +20,6 @@ def point(skipped, kl, site="up_in", dropped=0.5, width=0.01):
 
 def curve(method, *points, sites="inputs"):
     return curves.Curve(method, sites, points, "made-up")
-
-
-def put(name, data):
-    results.save(name, data, params={}, seeds=[], command="none", seconds=0)
 
 
 class TestCurves:

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from book_checkout import put
 from test_benchmarks_result import coin, result_of
 from test_cwic_report import ablations, small, teal  # noqa: F401  fixtures
 
@@ -36,11 +37,6 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: index\n")
     monkeypatch.setenv(project.SWITCH, str(tmp_path))
     return tmp_path
-
-
-def put(folder, name, data, **params):
-    assert project.root() == folder
-    results.save(name, data, params=params, seeds=[], command="none", seconds=0)
 
 
 def test_every_claim_is_there_once_in_the_order_of_its_paper():
@@ -82,7 +78,7 @@ def test_a_test_tells_what_is_missing(checkout):
     assert "no experiment called nothing" in base.Test("x", list, ("nothing",)).missing()
     assert base.Test("x", list, record="claws").missing() == "`make refresh NB=claws`"
     assert base.Test("x", lambda stored: [verdict()]).verdicts() == [verdict()]
-    put(checkout, "cwic_small", {"runs": {}})
+    put("cwic_small", {"runs": {}})
     test = base.Test("x", lambda stored: [stored["cwic_small"].data["teal"]], ("cwic_small",))
     assert test.missing() == ""
     with pytest.raises(SparsityError, match="results/cwic_small.json lacks 'teal'"):
@@ -111,19 +107,19 @@ def test_verdicts_are_read_from_a_chapters_record(checkout):
 
 def test_cwic_fills_in_as_its_results_arrive(checkout, small, ablations):  # noqa: F811
     by_id = {claim.id: claim for claim in every()}
-    put(checkout, "cwic_small", small)
+    put("cwic_small", small)
     assert base.judge(by_id["A4"]).outcome == REPRODUCED and base.judge(by_id["A5"]).outcome == base.PENDING
     assert {v.claim for v in base.judge(by_id["A1"]).verdicts} == {
         "A1, small-llama, CWIC, active parameters", "A1, small-llama, thresholds alone, to 3x"}
-    put(checkout, "cwic_ablations", ablations)
-    put(checkout, "cwic_limit", {seed: small["runs"][f"active {seed}"] for seed in "012"})
+    put("cwic_ablations", ablations)
+    put("cwic_limit", {seed: small["runs"][f"active {seed}"] for seed in "012"})
     points = [{"kept": 1 / 3, "way": "stripes", "times_as_fast": [2.6] * 15}]
-    put(checkout, "bench/cwic", {"product": {"stripes_over_columns": {"0.333": [1.0, 1.02, 0.99] * 5}, "points": points},
+    put("bench/cwic", {"product": {"stripes_over_columns": {"0.333": [1.0, 1.02, 0.99] * 5}, "points": points},
                                  "decoding": {"3x imposed": {"ratio": 3.0, "times_as_fast": [1.4, 1.5, 1.6] * 5}}})
     outcomes = {"dense": 0.6, "smollm2-cwic-3x": 0.5, "teal 3x": 0.3}
     scores = {name: result_of({task: coin(400, p, 7) for task in resolve("cwic6")}).to_dict() for name, p in outcomes.items()}
-    put(checkout, "cwic_tasks", {name: {"ratio": 3.0, "result": found} for name, found in scores.items()}, group="cwic6")
-    put(checkout, "cwic_smol", {"runs": {}, "teal": {"uniform": teal(0.3), "greedy": teal(0.25)}})
+    put("cwic_tasks", {name: {"ratio": 3.0, "result": found} for name, found in scores.items()}, group="cwic6")
+    put("cwic_smol", {"runs": {}, "teal": {"uniform": teal(0.3), "greedy": teal(0.25)}})
     found = {id: base.judge(by_id[id]) for id in WANTED if id[0] in "AF"}
     masks = {"A7", "A8", "A9", "A11", "A12", "F5"}  # from watched masks, which are not there
     assert {id for id, judged in found.items() if judged.outcome == base.PENDING} == masks
@@ -137,7 +133,7 @@ def test_products_on_a_gpu_are_judged_from_the_slowest_to_the_fastest_shape(chec
     points = {name: {"points": {"sparse 0.66": {"speedup": speed}}} for name, speed in (
         ("bfloat16 14336 x 4096, 1 tokens", 2.0), ("bfloat16 4096 x 14336, 1 tokens", 2.6),
         ("bfloat16 4096 x 14336, 16 tokens", 0.1), ("int8 4096 x 14336, 1 tokens", 9.0))}
-    put(checkout, "bench/gpu", points)
+    put("bench/gpu", points)
     (test,) = (t for c in every() if c.id == "A2" for t in c.tests if t.needs == ("bench/gpu",))
     (found,) = test.verdicts()
     assert (found.low, found.high, found.outcome) == (2.0, 2.6, REPRODUCED) and found.number == pytest.approx((2.0 * 2.6) ** 0.5)

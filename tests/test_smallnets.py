@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from book_checkout import put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,7 +118,7 @@ def test_missing_files_added_files_and_missing_manifests_are_refused(checkout):
     manifest = checkout.parents[1] / "smallnets.json"
     stored = results.load("smallnets")
     del stored.data["small-gpt2"]
-    results.save("smallnets", stored.data, params=stored.manifest["params"], seeds=[], command="none", seconds=0)
+    put("smallnets", stored.data, **stored.manifest["params"])
     with pytest.raises(AssetError, match="does not list small-gpt2"):
         small_path("small-gpt2")
     manifest.unlink()

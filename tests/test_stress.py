@@ -53,12 +53,10 @@ def test_builds_are_compared_file_by_file(tmp_path):
         (tmp_path / name / "other.html").write_text(text)
         (tmp_path / name / ".buildinfo").write_text(text)
     (tmp_path / "two" / "more.png").write_text("")
-    found = builds.compared(*(builds.contents(tmp_path / name) for name in ("one", "two")))
-    assert {name: one == other for name, (one, other) in found.items()} == {
-        "more.png": False, "other.html": False, "x/same.html": True}
-    assert found["more.png"][0] is None
-    assert builds.told("more.png", *found["more.png"]) == "more.png is in one of them only"
-    assert builds.told("other.html", *found["other.html"]) == "other.html differs at byte 0: b'a' and b'b'"
+    attempts = base.Attempts(tmp_path, "full", None)
+    builds.compare(attempts, *(builds.contents(tmp_path / name) for name in ("one", "two")))
+    assert attempts.described == ["more.png is in one of them only", "other.html differs at byte 0: b'a' and b'b'"]
+    assert (attempts.right, attempts.lost) == (1, 2)
 
 
 def test_pictures_of_times_are_left_out_by_name_and_no_others():
@@ -72,8 +70,9 @@ def test_pictures_of_times_are_left_out_by_name_and_no_others():
     assert one == other and list(one) == ["page.html", f"_images/{c}.png"]
     one, other = (builds.without(("fig-times",), book(a, picture)) for picture in (b, c))
     assert one["page.html"] != other["page.html"]
-    with pytest.raises(ValueError, match="no page shows fig-none"):
-        builds.without(("fig-none",), book(a, b))
+    for shown in (book(a, b)["page.html"], b'<figure id="fig-none">a table</figure><img src="_images/%s.png">' % a.encode()):
+        with pytest.raises(ValueError, match="no page shows fig-none"):
+            builds.without(("fig-none",), {"page.html": shown})
 
 
 def test_a_child_killed_while_it_draws_leaves_the_others_their_bars(monkeypatch):
