@@ -42,7 +42,8 @@ def test_what_is_measured(small, monkeypatch, method):
     monkeypatch.setattr(rounding.common, "in_float32", lambda name: small)
     found = measure({**PARAMS, "method": method, "group": 16})
     assert len(found["layers"]) == 2 and found["tokens"] == [16, 16] and [len(draws) for draws in found["kl"]] == [3, 3]
-    assert 0 < found["layers"][0] < 1e-5 and 0 < found["median"] <= found["mean"] <= found["most"]
+    assert 0 < found["layers"][0] < 1e-5 and 0 < found["mean"] <= found["most"]
+    assert 0 <= found["median"] <= found["most"], "half of the tokens may be predicted to the same float32"
     assert [len(each) for each in found["answers"]] == [4, 4]
     if method == "dense":
         assert found["kl"][0][0] == 0 and found["most"] < 1e-3 and found["agree"] == 1
