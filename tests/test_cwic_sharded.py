@@ -27,12 +27,13 @@ STEPS = 6
 TOY = {**command.read("toy"), "length": 32, "shard": True,
        "train": {"steps": 3, "batch": 4, "accumulation": 2, "learning_rate": 1e-3, "passes": 4}}
 #: 61 tokens, and thresholds of one row, come out odd; a head of its own and blocks computed twice; bfloat16; clipped gradients.
-#: Clipping and accumulation add up in another order, after which rounding flips a mask's entry here or there: two steps are enough.
+#: Clipping and accumulation add up in another order, after which rounding flips a mask's entry sooner or later: two steps.
 VARIANTS = {
     "tied": ({"tie_word_embeddings": True}, {"weight_decay": 0.1}, {}),
     "untied": ({"tie_word_embeddings": False}, {}, {"mse": 0.5}),
     "bf16": ({"tie_word_embeddings": True}, {"precision": "bf16"}, {}),
-    "clipped": ({"tie_word_embeddings": True}, {"steps": 2, "warmup": 1, "clip": 0.05, "weight_decay": 0.1, "accumulation": 2}, {}),
+    "clipped": ({"tie_word_embeddings": True},
+                {"steps": 2, "warmup": 1, "clip": 0.05, "weight_decay": 0.1, "accumulation": 2}, {}),
 }
 CHILD = f"""
 import sys
@@ -111,7 +112,7 @@ def split(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["tied", "untied", "clipped"])
 def test_two_processes_with_split_weights_train_what_one_does(split, name):
-    """Losses, until rounding can have flipped a mask's entry; for weights and later steps, the next test has the same two halves."""
+    """Losses, until rounding may have flipped a mask's entry; for weights and later steps, the next test has the same halves."""
     _, found, _ = split
     model, teacher, made = run(name)  # one process splits nothing
     assert not is_split(model) and not is_split(teacher)
